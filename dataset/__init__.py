@@ -1,0 +1,1 @@
+"""Clips on disk to batches on the device: lists, frame sampling, decoding, augmentation."""

@@ -1,0 +1,156 @@
+"""From flags' values to datasets and loaders."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+
+import cv2
+import torch
+from torch.utils.data import DataLoader
+
+from dataset.datasets import ClipBatch, ClipKey, HandsDataset, VideoClsDataset, collate_clips
+from utils import UserError
+
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class DatasetSpec:
+    """What a `--data_set` name stands for: classes a hand; None: as many as the lists have."""
+
+    num_classes: int | None
+
+
+DATASETS: dict[str, DatasetSpec] = {
+    "HAVID": DatasetSpec(75),
+    "ATTACH": DatasetSpec(24),
+    "Assembly101": DatasetSpec(202),
+    "Breakfast": DatasetSpec(48),
+    "CUSTOM": DatasetSpec(None),
+}
+
+_LISTS = {
+    "train": ("train_list_video.txt",),
+    "validation": ("val_list_video.txt",),
+    "test": ("test_list_video.txt", "val_list_video.txt"),
+}
+
+
+def list_file(data_path: str | Path, mode: str) -> Path:
+    """The list that serves a mode: the first that exists, or the last name tried."""
+    candidates = [Path(data_path) / name for name in _LISTS[mode]]
+    return next((path for path in candidates if path.exists()), candidates[-1])
+
+
+def build_dataset(
+    mode: str,
+    data_path: str | Path,
+    data_root: str | Path = "",
+    *,
+    hand: str = "lh",
+    num_classes: int | None = None,
+    **settings: object,
+) -> VideoClsDataset:
+    """One hand's dataset for a mode.
+
+    Args:
+        mode: `train`, `validation` or `test`.
+        data_path: folder that holds the hand's list files.
+        data_root: folder under which the clips lie; `data_path` if empty.
+        hand: `lh` or `rh`.
+        num_classes: labels must be below it; None: not checked.
+        settings: further keywords of `VideoClsDataset`.
+
+    Raises:
+        UserError: a missing or unusable list, or no clips under the root.
+    """
+    path = list_file(data_path, mode)
+    if not path.exists():
+        raise UserError(f"--{hand}_data_path {data_path}: there is no {path.name} in it")
+    root = data_root or data_path
+    dataset = VideoClsDataset(path, root, mode, hand=hand, num_classes=num_classes, **settings)
+    log.info("%s %s: %d clips of %s in %s", hand, mode, len(dataset), path, dataset.clip_folder)
+    return dataset
+
+
+def resolve_num_classes(data_set: str, given: int | None, data_path: str | Path, hand: str) -> int:
+    """A hand's class count: the flag's, else the data set's, else one more than the largest label.
+
+    Raises:
+        UserError: no list to count the labels of.
+    """
+    spec = DATASETS[data_set].num_classes
+    if given or spec:
+        return given or spec
+    from dataset.annotations import read_clip_list
+
+    paths = {list_file(data_path, mode) for mode in _LISTS}
+    present = [path for path in paths if path.exists()]
+    if not present:
+        raise UserError(
+            f"--{hand}_data_path {data_path}: no list to count the classes of; "
+            f"give --{hand}_num_classes"
+        )
+    return max(int(read_clip_list(path).labels.max()) for path in present) + 1
+
+
+def _one_thread_a_worker(worker: int) -> None:
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
+
+
+def build_loader(
+    datasets: Mapping[str, VideoClsDataset],
+    batches: Iterable[list[ClipKey]],
+    num_workers: int,
+    pin_memory: bool = False,
+) -> Iterator[ClipBatch]:
+    """The one pool of workers: serves a known sequence of batches of both hands, in order.
+
+    Args:
+        datasets: one dataset a hand.
+        batches: keys of each batch, all of one hand.
+        num_workers: processes that decode; 0 decodes in this one. The result is the same.
+        pin_memory: copy batches into pinned memory, from which GPUs copy asynchronously.
+    """
+    return iter(
+        DataLoader(
+            HandsDataset(datasets),
+            batch_sampler=_Batches(batches),
+            num_workers=num_workers,
+            collate_fn=collate_clips,
+            pin_memory=pin_memory,
+            worker_init_fn=_one_thread_a_worker,
+            prefetch_factor=2 if num_workers else None,
+        )
+    )
+
+
+class _Batches:
+    """A sequence of batches as the sampler that torch's loader wants."""
+
+    def __init__(self, batches: Iterable[list[ClipKey]]):
+        self._batches = batches
+
+    def __iter__(self) -> Iterator[list[ClipKey]]:
+        return iter(self._batches)
+
+
+def evaluation_batches(
+    sizes: Mapping[str, int], batch_size: int, rank: int, world_size: int
+) -> list[list[ClipKey]]:
+    """Batches that give this rank its share of every hand's clips; each clip goes to one rank.
+
+    Args:
+        sizes: clips a hand.
+        batch_size: clips a batch.
+        rank, world_size: this process and all of them.
+    """
+    batches: list[list[ClipKey]] = []
+    for hand, size in sizes.items():
+        keys = [ClipKey(hand, 0, clip) for clip in range(rank, size, world_size)]
+        batches += [keys[i : i + batch_size] for i in range(0, len(keys), batch_size)]
+    return batches

@@ -1,0 +1,279 @@
+"""One hand's clips as samples: list -> frame indices -> decode -> augment; and what a batch is.
+
+Shapes: V views of a clip, N views of a batch, T frames, S input size, K erasing boxes a view.
+Frames stay 8-bit and channels-last until they are on the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from dataset import sampling
+from dataset.annotations import find_clip_folder, locate, read_clip_list
+from dataset.loader import ClipError, decode_frames
+from dataset.video_transforms import TestTransform, TrainTransform, ValidationTransform
+from utils import UserError, derive_seed
+
+MODES = ("train", "validation", "test")
+# A list in which that many seeded substitutes in a row are unreadable too is not worth training on.
+_MAX_REPLACEMENTS = 20
+
+
+class ClipKey(NamedTuple):
+    """Names one sample of the run: everything drawn for it follows from this and the run's seed."""
+
+    hand: str
+    pass_: int
+    clip: int
+
+
+class BadClip(NamedTuple):
+    """A clip that could not be read, and why."""
+
+    hand: str
+    name: str
+    reason: str
+
+
+class ClipSample(NamedTuple):
+    """One clip, decoded and augmented.
+
+    `rows` lists an evaluation's views as (position in `frames`, chunk, split): views that coincide
+    are in `frames` once and have several rows. An unreadable clip of an evaluation has no views.
+    """
+
+    hand: str
+    name: str
+    label: int
+    frames: np.ndarray  # uint8 (V, T, S, S, 3)
+    erase_boxes: np.ndarray  # int16 (V, K, 4): top, left, height, width; zeros: none
+    rows: np.ndarray  # int64 (R, 3)
+    bad: tuple[BadClip, ...] = ()
+
+
+class ClipBatch(NamedTuple):
+    """Clips of one hand, their views stacked clip by clip."""
+
+    hand: str
+    names: list[str]  # B clips
+    labels: torch.Tensor  # int64 (B,)
+    frames: torch.Tensor  # uint8 (N, T, S, S, 3)
+    clip_of_view: torch.Tensor  # int64 (N,): position in `names`
+    erase_boxes: torch.Tensor  # int16 (N, K, 4)
+    rows: torch.Tensor  # int64 (R, 3): view (of N), chunk, split
+    bad: list[BadClip]
+
+
+def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
+    """Stacks samples of one hand into a batch."""
+    counts = [len(sample.frames) for sample in samples]
+    starts = np.cumsum([0, *counts[:-1]])
+    rows = [sample.rows + [start, 0, 0] for sample, start in zip(samples, starts, strict=True)]
+    return ClipBatch(
+        hand=samples[0].hand,
+        names=[sample.name for sample in samples],
+        labels=torch.tensor([sample.label for sample in samples]),
+        frames=torch.from_numpy(np.concatenate([sample.frames for sample in samples])),
+        clip_of_view=torch.repeat_interleave(torch.tensor(counts)),
+        erase_boxes=torch.from_numpy(np.concatenate([sample.erase_boxes for sample in samples])),
+        rows=torch.from_numpy(np.concatenate(rows)),
+        bad=[bad for sample in samples for bad in sample.bad],
+    )
+
+
+class VideoClsDataset(Dataset):
+    """The labelled clips of one hand.
+
+    Args:
+        anno_path: list file.
+        data_root: folder under which the clips lie; the list's own folder if empty.
+        mode: `train`, `validation` or `test`.
+        clip_len: frames a view.
+        frame_sample_rate: frames of the video from one frame of a view to the next.
+        crop_size: height and width of a view in pixels.
+        short_side_size: what the short side is resized to in validation and test, in pixels.
+        test_num_segment, test_num_crop: temporal windows and spatial crops of the test.
+        sparse_sample: sample over the whole clip in `clip_len` equal segments (TSN).
+        hand: names the samples and takes part in every seed.
+        num_classes: labels must be below it; None takes the list as it is.
+        num_sample: augmented views of one decoded clip in training.
+        short_clips: `published` repeats the last frame of a clip that is too short, `stretch`
+            spreads its frames evenly.
+        aa, train_interpolation, hflip, reprob, recount: augmentation, see `TrainTransform`.
+        seed: seed of the run.
+
+    Raises:
+        UserError: an unusable list or data root.
+
+    Source: VideoMAE V2's dataset of the same name; substitution and coverage are our own.
+    """
+
+    def __init__(
+        self,
+        anno_path: str | Path,
+        data_root: str | Path = "",
+        mode: str = "train",
+        clip_len: int = 16,
+        frame_sample_rate: int = 4,
+        crop_size: int = 224,
+        short_side_size: int = 224,
+        test_num_segment: int = 5,
+        test_num_crop: int = 3,
+        sparse_sample: bool = False,
+        *,
+        hand: str = "lh",
+        num_classes: int | None = None,
+        num_sample: int = 1,
+        short_clips: str = "published",
+        aa: str = "rand-m7-n4-mstd0.5-inc1",
+        train_interpolation: str = "bicubic",
+        hflip: bool = False,
+        reprob: float = 0.25,
+        recount: int = 1,
+        seed: int = 0,
+    ):
+        if mode not in MODES:
+            raise ValueError(f"{mode=} is none of {', '.join(MODES)}")
+        self.hand, self.mode, self.seed, self.num_sample = hand, mode, seed, num_sample
+        self.clips = read_clip_list(anno_path, num_classes, unique=mode != "train")
+        self.list_path = Path(anno_path)
+        root = Path(data_root) if data_root else self.list_path.parent
+        split = "train" if mode == "train" else "val"
+        self.clip_folder = find_clip_folder(self.clips, root, split, self.list_path)
+        self._sampling = {
+            "num_frames": clip_len,
+            "sampling_rate": frame_sample_rate,
+            "short_clips": short_clips,
+            "sparse": sparse_sample,
+        }
+        self._num_segment = test_num_segment
+        self._view_shape = (clip_len, crop_size, crop_size, 3)
+        if mode == "train":
+            self._transform = TrainTransform(
+                crop_size, aa, train_interpolation, hflip, reprob, recount
+            )
+        elif mode == "validation":
+            self._transform = ValidationTransform(short_side_size, crop_size)
+        else:
+            self._transform = TestTransform(short_side_size, crop_size, test_num_crop)
+
+    def __len__(self) -> int:
+        return len(self.clips)
+
+    def __getitem__(self, clip: int) -> ClipSample:
+        """The clip's sample of the first pass."""
+        return self.sample(ClipKey(self.hand, 0, clip))
+
+    def sample(self, key: ClipKey) -> ClipSample:
+        """One sample: a function of the key and the run's seed alone.
+
+        In training an unreadable clip is replaced by another, which the same key determines; an
+        evaluation returns a sample without views instead.
+
+        Raises:
+            UserError: in training, no readable substitute was found.
+        """
+        if self.mode == "train":
+            return self._training_sample(key)
+        try:
+            if self.mode == "validation":
+                frames, rows = self._validation_view(key.clip)
+            else:
+                frames, rows = self._test_views(key.clip)
+        except ClipError as error:
+            bad = BadClip(self.hand, self.clips[key.clip], str(error))
+            return self._sample_of(key.clip, *self._no_views(), bad=(bad,))
+        return self._sample_of(key.clip, frames, rows)
+
+    def _training_sample(self, key: ClipKey) -> ClipSample:
+        bad: list[BadClip] = []
+        clip, draw = key.clip, (self.seed, *key)
+        for attempt in range(_MAX_REPLACEMENTS):
+            try:
+                views, boxes = self._training_views(clip, draw)
+                return self._sample_of(clip, views, self._no_views()[1], boxes, tuple(bad))
+            except ClipError as error:
+                bad.append(BadClip(self.hand, self.clips[clip], str(error)))
+            draw = (self.seed, *key, "replace", attempt)
+            clip = derive_seed(*draw) % len(self.clips)
+        raise UserError(
+            f"{self.list_path}: {len(bad)} clips in a row could not be read, the last one "
+            f"{bad[-1].name!r}: {bad[-1].reason}; check the list and the data root"
+        )
+
+    def _training_views(
+        self, clip: int, draw: tuple[int | str, ...]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        rng = np.random.default_rng(derive_seed(*draw, "window"))
+        frames, order = self._decode(
+            clip, lambda n: sampling.train_indices(n, rng=rng, **self._sampling)
+        )
+        window = frames[order]
+        views = [
+            self._transform(window, derive_seed(*draw, "view", view))
+            for view in range(self.num_sample)
+        ]
+        return np.stack([v.frames for v in views]), np.stack([v.erase_boxes for v in views])
+
+    def _validation_view(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
+        frames, order = self._decode(
+            clip, lambda n: sampling.validation_indices(n, **self._sampling)
+        )
+        return self._transform(frames)[order][None], np.zeros((1, 3), np.int64)
+
+    def _test_views(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every distinct view once, and a row for each (chunk, split)."""
+        frames, windows = self._decode(
+            clip,
+            lambda n: sampling.test_views(n, num_segment=self._num_segment, **self._sampling),
+        )
+        crops = self._transform(frames)
+        distinct: dict[tuple[bytes, int], int] = {}
+        views: list[np.ndarray] = []
+        rows: list[tuple[int, int, int]] = []
+        for chunk, window in enumerate(windows):
+            for split, (crop_id, crop) in enumerate(crops):
+                view = distinct.setdefault((window.tobytes(), crop_id), len(views))
+                if view == len(views):
+                    views.append(crop[window])
+                rows.append((view, chunk, split))
+        return np.stack(views), np.asarray(rows, np.int64)
+
+    def _decode(self, clip: int, choose: sampling.IndexRule) -> tuple[np.ndarray, np.ndarray]:
+        return decode_frames(locate(self.clips[clip], self.clip_folder), choose)
+
+    def _no_views(self) -> tuple[np.ndarray, np.ndarray]:
+        return np.zeros((0, *self._view_shape), np.uint8), np.zeros((0, 3), np.int64)
+
+    def _sample_of(
+        self,
+        clip: int,
+        frames: np.ndarray,
+        rows: np.ndarray,
+        boxes: np.ndarray | None = None,
+        bad: tuple[BadClip, ...] = (),
+    ) -> ClipSample:
+        if boxes is None:
+            boxes = np.zeros((len(frames), 0, 4), np.int16)
+        label = int(self.clips.labels[clip])
+        return ClipSample(self.hand, self.clips[clip], label, frames, boxes, rows, bad)
+
+
+class HandsDataset(Dataset):
+    """The clips of all hands behind one index, so that one pool of workers serves them in order."""
+
+    def __init__(self, hands: Mapping[str, VideoClsDataset]):
+        """Takes one dataset a hand."""
+        self.hands = dict(hands)
+
+    def __len__(self) -> int:
+        return sum(len(dataset) for dataset in self.hands.values())
+
+    def __getitem__(self, key: ClipKey) -> ClipSample:
+        return self.hands[key.hand].sample(key)

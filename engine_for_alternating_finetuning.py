@@ -1,0 +1,553 @@
+"""The alternation: whose turn it is, training a hand at a time, evaluating both.
+
+Shapes: B clips, N views of a batch, C classes. A *step* is an optimizer step, counted over the whole
+run; each has `update_freq` micro steps.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import dataclasses
+import datetime
+import itertools
+import logging
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from engine_for_finetuning import (
+    ViewScores,
+    accuracy_metrics,
+    mean_cross_entropy,
+    merge_views,
+    read_results,
+    score_batches,
+    write_predictions,
+    write_results,
+)
+from utils import (
+    UserError,
+    all_reduce_sum,
+    broadcast_object,
+    derive_seed,
+    gather_objects,
+    on_main,
+    seed_global_generators,
+)
+
+log = logging.getLogger(__name__)
+
+ToClips = Callable[..., torch.Tensor]
+
+
+# ------------------------------------------------------------------------------- whose turn it is
+
+
+@dataclasses.dataclass(frozen=True)
+class Alternation:
+    """Which hand trains at a step: a pure function of the step, the same on every rank.
+
+    Source: ADH-ViT (Polyphony); there the turn starts anew every epoch, here it runs on.
+    """
+
+    hands: tuple[str, ...]
+    steps_a_turn: int
+
+    def hand_at(self, step: int) -> str:
+        """The hand that trains at an optimizer step."""
+        return self.hands[step // self.steps_a_turn % len(self.hands)]
+
+    def steps_before(self, step: int, hand: str) -> int:
+        """How many of the first `step` optimizer steps were the hand's."""
+        rounds, rest = divmod(step, self.steps_a_turn * len(self.hands))
+        rest -= self.hands.index(hand) * self.steps_a_turn
+        return rounds * self.steps_a_turn + min(max(rest, 0), self.steps_a_turn)
+
+
+class Passes(Protocol):
+    """Endless shuffled passes over a hand's clips."""
+
+    def at(self, position: int) -> tuple[int, int]:
+        """(pass, clip) at a position of the endless walk."""
+
+
+def training_batches(
+    alternation: Alternation,
+    passes: Mapping[str, Passes],
+    steps: range,
+    batch_size: int,
+    update_freq: int,
+    rank: int = 0,
+    world_size: int = 1,
+) -> Iterator[list[tuple[str, int, int]]]:
+    """The clips of every micro batch of a rank, known before the run starts.
+
+    Each hand walks its passes without a gap, whatever the turns, the epochs and the ranks: the
+    ranks of a micro step share consecutive clips.
+
+    Yields:
+        `batch_size` keys (hand, pass, clip), all of one hand.
+    """
+    clips_a_step = batch_size * update_freq * world_size
+    for step in steps:
+        hand = alternation.hand_at(step)
+        first = alternation.steps_before(step, hand) * clips_a_step
+        for micro in range(update_freq):
+            start = first + (micro * world_size + rank) * batch_size
+            yield [(hand, *passes[hand].at(start + i)) for i in range(batch_size)]
+
+
+# --------------------------------------------------------------------------------- one update
+
+
+@dataclasses.dataclass(frozen=True)
+class Runtime:
+    """Where and how precisely this process computes; the same in training and evaluation."""
+
+    device: torch.device
+    amp_dtype: torch.dtype  # float32: no mixed precision
+
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Mixed precision, where there is any."""
+        enabled = self.amp_dtype != torch.float32
+        return torch.autocast(self.device.type, dtype=self.amp_dtype, enabled=enabled)
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """The run's fixed training settings, as the engine needs them."""
+
+    runtime: Runtime
+    alternation: Alternation
+    steps_per_epoch: int
+    update_freq: int
+    seed: int
+    rank: int
+    clip_grad: float  # 0: no clipping
+    lr_schedule: np.ndarray  # (total steps,)
+    weight_decay_schedule: np.ndarray  # (total steps,)
+    log_interval: int  # steps
+    cutmix_region: str = "frame"
+
+
+class GradientUpdater:
+    """Backward pass, unscaling, clipping and the optimizer step, without waiting for the device.
+
+    A non-finite loss poisons its gradients, which the all-reduce spreads to all ranks and which
+    masks the optimizer step everywhere; from then on every step is masked, so that the weights stay
+    those of the last good step until the host reads `first_bad_step`.
+    """
+
+    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe):
+        self.optimizer = optimizer
+        device, amp_dtype = recipe.runtime.device, recipe.runtime.amp_dtype
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+        self._recipe = recipe
+        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
+        # The run's first step with a non-finite loss; -1: none so far.
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+
+    def set_rates(self, step: int) -> None:
+        """Sets each group's learning rate and weight decay for a step."""
+        rate = self._recipe.lr_schedule[step]
+        decay = self._recipe.weight_decay_schedule[step]
+        for group in self.optimizer.param_groups:
+            group["lr"] = float(rate * group["lr_scale"])
+            if group["weight_decay"] > 0:
+                group["weight_decay"] = float(decay)
+
+    def backward(self, loss: torch.Tensor, step: int) -> None:
+        """Accumulates gradients of one micro step's mean loss."""
+        self._note(~torch.isfinite(loss.detach()), step)
+        poison = torch.where(self.first_bad_step >= 0, torch.nan, 1.0)
+        self.scaler.scale(loss * poison / self._recipe.update_freq).backward()
+
+    def step(self, step: int) -> torch.Tensor:
+        """Makes the optimizer step and clears the gradients; returns the norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        if self._recipe.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(
+                [p for p in self._parameters if p.grad is not None], self._recipe.clip_grad, norm
+            )
+        if self.scaler.is_enabled():
+            # With fp16 an overflow is the scaler's daily business: it skips the step and goes on.
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._masked_step(~torch.isfinite(norm), step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _masked_step(self, bad: torch.Tensor, step: int) -> None:
+        self._note(bad, step)
+        if self._masks_on_device:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
+            self.optimizer.step()
+        elif not bad:  # optimizers without a device-side mask wait for the device here
+            self.optimizer.step()
+
+    def _note(self, bad: torch.Tensor, step: int) -> None:
+        newly_bad = bad & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(newly_bad, step, self.first_bad_step)
+
+
+class NonFiniteLoss(UserError):
+    """The loss or the gradients became NaN or infinite; every rank raises it at the same step."""
+
+
+# -------------------------------------------------------------------------------------- meters
+
+
+class HandMeters:
+    """An epoch's sums for each hand; on the device, so that no step waits for them."""
+
+    def __init__(self, hands: Sequence[str], device: torch.device, sums: Any = None):
+        """Starts from `sums`, as `state` gave them, or from nothing."""
+        self._hands = tuple(hands)
+        # A row a hand: sum of losses, views that were right, views, views whose labels were mixed.
+        start = torch.zeros(len(hands), 4) if sums is None else torch.as_tensor(sums)
+        self.sums = start.to(device, torch.float64)
+
+    def update(
+        self, hand: str, loss: torch.Tensor, hits: torch.Tensor, views: int, mixed: bool
+    ) -> None:
+        """Adds a micro step: mean loss over its views, hits, number of views, mixed or not."""
+        row = self.sums[self._hands.index(hand)]
+        for i, value in enumerate((loss.double() * views, hits, views, views * mixed)):
+            row[i] += value
+
+    def averages(self, sums: Sequence[float]) -> dict[str, float]:
+        """{`lh_loss`: ..., `lh_top1`: ...} of flat sums over ranks.
+
+        A hand that had no turn is left out; so is its accuracy where labels are mixed.
+        """
+        rows = np.reshape(sums, (len(self._hands), 4))
+        result: dict[str, float] = {}
+        for hand, (loss, hits, views, mixed) in zip(self._hands, rows, strict=True):
+            if views:
+                result[f"{hand}_loss"] = float(loss / views)
+            if views and not mixed:
+                result[f"{hand}_top1"] = float(100.0 * hits / views)
+        return result
+
+
+def _sum_over_ranks(*tensors: torch.Tensor) -> list[np.ndarray]:
+    """Sums tensors over ranks and reads them, waiting for the device once."""
+    flat = torch.cat([tensor.double().flatten() for tensor in tensors])
+    sizes = [tensor.numel() for tensor in tensors]
+    return np.split(all_reduce_sum(flat).cpu().numpy(), np.cumsum(sizes)[:-1])
+
+
+# ------------------------------------------------------------------------------------ training
+
+
+class TrainingEpoch:
+    """One epoch of alternating training; `train_one_epoch_alternating` runs it."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: Iterator[Any],
+        updater: GradientUpdater,
+        criterion: nn.Module,
+        recipe: Recipe,
+        to_clips: ToClips,
+        mixups: Mapping[str, Any],
+        ema: Any = None,
+        draw_token_mask: Callable[[int, np.random.Generator], torch.Tensor] | None = None,
+    ):
+        self.model, self.batches, self.updater, self.recipe = model, batches, updater, recipe
+        self.criterion, self.to_clips, self.mixups, self.ema = criterion, to_clips, mixups, ema
+        self.draw_token_mask = draw_token_mask
+        self.data_seconds = 0.0
+        self.bad: list[Any] = []
+        # Names of the last micro batches, for the message of a non-finite loss.
+        self._recent: collections.deque = collections.deque(
+            maxlen=2 * recipe.log_interval * recipe.update_freq
+        )
+
+    def optimizer_step(self, step: int, meters: HandMeters) -> torch.Tensor:
+        """All micro steps of one optimizer step; returns the gradient norm."""
+        hand = self.recipe.alternation.hand_at(step)
+        self.updater.set_rates(step)
+        for micro in range(self.recipe.update_freq):
+            batch = self._next_batch(step, hand)
+            is_last = micro == self.recipe.update_freq - 1
+            with contextlib.nullcontext() if is_last else self._no_sync():
+                loss = self._forward_loss(batch, step, micro, meters)
+                self.updater.backward(loss, step)
+        norm = self.updater.step(step)
+        if self.ema is not None:
+            self.ema.update(unwrap(self.model))
+        return norm
+
+    def _no_sync(self) -> contextlib.AbstractContextManager:
+        distributed = isinstance(self.model, DistributedDataParallel)
+        return self.model.no_sync() if distributed else contextlib.nullcontext()
+
+    def _next_batch(self, step: int, hand: str) -> Any:
+        start = time.perf_counter()
+        batch = next(self.batches)
+        self.data_seconds += time.perf_counter() - start
+        if batch.hand != hand:
+            raise RuntimeError(f"step {step} trains {hand}, but the loader served {batch.hand}")
+        self.bad += batch.bad
+        self._recent.append((step, batch.names))
+        return batch
+
+    def _forward_loss(self, batch: Any, step: int, micro: int, meters: HandMeters) -> torch.Tensor:
+        """Loss of a micro step; its random draws follow from (seed, rank, step, micro step)."""
+        recipe, hand = self.recipe, batch.hand
+        seed = derive_seed(recipe.seed, recipe.rank, step, micro)
+        seed_global_generators(seed)
+        clips = self.to_clips(
+            batch.frames.to(recipe.runtime.device, non_blocking=True), batch.erase_boxes
+        )
+        labels = batch.labels[batch.clip_of_view].to(recipe.runtime.device, non_blocking=True)
+        targets = labels
+        mixup = self.mixups.get(hand)
+        if mixup is not None:
+            clips, targets = mix_clips(mixup, clips, labels, recipe.cutmix_region)
+        token_mask = None
+        if self.draw_token_mask is not None:
+            token_mask = self.draw_token_mask(len(clips), np.random.default_rng(seed))
+            token_mask = token_mask.to(recipe.runtime.device, non_blocking=True)
+        with recipe.runtime.autocast():
+            logits = self.model(clips, hand, token_mask)
+            loss = self.criterion(logits, targets)
+        hits = (logits.detach().argmax(dim=1) == labels).sum()
+        meters.update(hand, loss.detach(), hits, len(clips), mixup is not None)
+        return loss
+
+    def stop_on_bad_loss(self, ranks_with_bad_loss: float) -> None:
+        """Raises on every rank once any rank's loss was not finite."""
+        if not ranks_with_bad_loss:
+            return
+        first = int(self.updater.first_bad_step)
+        names = [name for step, batch in self._recent if step == first for name in batch]
+        reports = broadcast_object(gather_objects((first, names)))
+        step = min(first for first, _ in reports if first >= 0)
+        clips = [name for first, names in reports if first == step for name in names]
+        hand = self.recipe.alternation.hand_at(step)
+        raise NonFiniteLoss(
+            f"the loss or its gradients became non-finite at step {step} (hand {hand}, learning rate "
+            f"{self.recipe.lr_schedule[step]:.3g}); the weights were not touched. "
+            f"Clips: {', '.join(clips)}. Lower --lr, or try --amp_dtype bf16 or fp32"
+        )
+
+
+def mix_clips(
+    mixup: Any, clips: torch.Tensor, labels: torch.Tensor, region: str = "frame"
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """timm's Mixup/CutMix on clips `(N, 3, T, H, W)`; draws from `numpy.random`.
+
+    Args:
+        region: what CutMix's box cuts. `frame`: a box of every frame, as its label weights assume.
+            `published`: timm's image code applied to the 5-D batch as it is, so that the box falls
+            on (T, H) and the weights do not fit what was mixed.
+    """
+    if region == "published":
+        return mixup(clips, labels)
+    mixed, targets = mixup(clips.flatten(1, 2), labels)
+    return mixed.view_as(clips), targets
+
+
+def unwrap(model: nn.Module) -> nn.Module:
+    """The model inside DistributedDataParallel and torch.compile."""
+    if isinstance(model, DistributedDataParallel):
+        model = model.module
+    return getattr(model, "_orig_mod", model)
+
+
+def train_one_epoch_alternating(
+    epoch_run: TrainingEpoch,
+    epoch: int,
+    first_step: int,
+    meters: HandMeters,
+    record: Callable[[int, dict[str, float]], None] = lambda step, values: None,
+    after_step: Callable[[int, HandMeters], None] = lambda step, meters: None,
+) -> dict[str, float]:
+    """Trains the steps of one epoch, or what is left of it.
+
+    Args:
+        epoch_run: the model, its data and how to train it.
+        epoch: zero-based epoch.
+        first_step: the first step to make; within the epoch after a resume.
+        meters: what the epoch's earlier steps summed up; empty at its start.
+        record: called at every logging interval with the step and its figures.
+        after_step: called after every step with the number of steps made so far.
+
+    Returns:
+        The epoch's averages over ranks: loss of each hand, accuracy where labels are not mixed,
+        last learning rate and gradient norm, share of time spent waiting for data.
+
+    Raises:
+        NonFiniteLoss: on all ranks, at most a logging interval after the fact.
+    """
+    recipe = epoch_run.recipe
+    last_step = (epoch + 1) * recipe.steps_per_epoch
+    epoch_run.model.train()
+    epoch_run.data_seconds, start = 0.0, time.perf_counter()
+    values: dict[str, float] = {}
+    for step in range(first_step, last_step):
+        norm = epoch_run.optimizer_step(step, meters)
+        done = step + 1
+        if done % recipe.log_interval == 0 or done == last_step:
+            is_bad = epoch_run.updater.first_bad_step >= 0
+            bad, sums = _sum_over_ranks(is_bad, meters.sums)
+            epoch_run.stop_on_bad_loss(bad[0])
+            seconds = time.perf_counter() - start
+            values = meters.averages(sums) | {
+                "lr": float(recipe.lr_schedule[step]),
+                "weight_decay": float(recipe.weight_decay_schedule[step]),
+                "grad_norm": float(norm),
+                "data_wait": epoch_run.data_seconds / seconds,
+                "seconds_a_step": seconds / (done - first_step),
+            }
+            if recipe.runtime.device.type == "cuda":
+                values["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+            _log_progress(recipe, epoch, step, last_step, values)
+            record(done, values)
+        after_step(done, meters)
+    return values
+
+
+def _log_progress(
+    recipe: Recipe, epoch: int, step: int, last_step: int, values: Mapping[str, float]
+) -> None:
+    made = step - epoch * recipe.steps_per_epoch + 1
+    width = len(str(recipe.steps_per_epoch))
+    left = datetime.timedelta(seconds=int((last_step - step - 1) * values["seconds_a_step"]))
+    figures = "  ".join(f"{name}: {value:.4g}" for name, value in values.items())
+    hand = recipe.alternation.hand_at(step)
+    log.info(
+        "Epoch: [%d]  [%*d/%d]  eta: %s  hand: %s  %s",
+        epoch, width, made, recipe.steps_per_epoch, left, hand, figures,
+    )  # fmt: skip
+
+
+# ---------------------------------------------------------------------------------- evaluation
+
+
+def _scores_by_rank(
+    batches: Iterable[Any],
+    models: Mapping[str, nn.Module],
+    hands: Sequence[str],
+    runtime: Runtime,
+    to_clips: ToClips,
+) -> list[dict[str, dict[str, ViewScores]]] | None:
+    """Scores this rank's clips; on rank 0 {hand: {weights: scores}} of every rank, else None."""
+    for model in models.values():
+        model.eval()
+
+    def prepare(frames: torch.Tensor) -> torch.Tensor:
+        return to_clips(frames.to(runtime.device, non_blocking=True))
+
+    def forward_of(model: nn.Module, hand: str) -> Callable[[torch.Tensor], torch.Tensor]:
+        def forward(clips: torch.Tensor) -> torch.Tensor:
+            with runtime.autocast():
+                return model(clips, hand).float()
+
+        return forward
+
+    # A hand of which this rank has no clip has no batches either.
+    scores = {hand: {name: ViewScores.empty() for name in models} for hand in hands}
+    for hand, group in itertools.groupby(batches, key=lambda batch: batch.hand):
+        forwards = {name: forward_of(unwrap(model), hand) for name, model in models.items()}
+        scores[hand] = score_batches(group, prepare, forwards)
+    return gather_objects(scores)
+
+
+def _merge_ranks(ranks: Sequence[ViewScores], hand: str) -> tuple[Any, dict[str, float]]:
+    """Merged clips of one hand and their metrics."""
+    scores = ViewScores.concatenate(ranks)
+    if not scores.names:
+        name, reason = scores.unreadable[0] if scores.unreadable else ("", "the list is empty")
+        raise UserError(f"{hand}: not one clip could be evaluated: {name} {reason}")
+    merged = merge_views(scores)
+    return merged, accuracy_metrics(merged, len(scores.unreadable))
+
+
+def validation_one_epoch_alternating(
+    batches: Iterable[Any],
+    models: Mapping[str, nn.Module],
+    hands: Sequence[str],
+    runtime: Runtime,
+    to_clips: ToClips,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """Evaluates one centred view of every validation clip, for each hand and set of weights.
+
+    Args:
+        batches: this rank's share of the validation clips, hand by hand.
+        models: sets of weights by name, such as `raw` and `ema`.
+        hands: hands to report.
+        runtime: device and precision.
+        to_clips: 8-bit views on the device -> the model's input.
+
+    Returns:
+        {weights: {hand: metrics}}, on every rank; the metrics of `accuracy_metrics` and `loss`.
+    """
+
+    ranks = _scores_by_rank(batches, models, hands, runtime, to_clips)
+
+    def compute() -> dict[str, dict[str, dict[str, float]]]:
+        result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
+        for name, hand in itertools.product(models, hands):
+            scores = [rank[hand][name] for rank in ranks]
+            _, metrics = _merge_ranks(scores, hand)
+            loss = mean_cross_entropy(ViewScores.concatenate(scores))
+            result[name][hand] = metrics | {"loss": loss}
+        return result
+
+    return on_main(compute)
+
+
+def final_test_alternating(
+    batches: Iterable[Any],
+    models: Mapping[str, nn.Module],
+    hands: Sequence[str],
+    runtime: Runtime,
+    to_clips: ToClips,
+    output_dir: Path,
+) -> dict[str, dict[str, dict[str, float]]]:
+    """The multi-view test: scores every view, writes the results files, merges them.
+
+    Rank 0 writes `{rank}_{hand}.txt` and `predictions_{hand}.csv` of the first of `models` into
+    `output_dir`, those of any other into a folder of its name there.
+
+    Returns:
+        {weights: {hand: metrics}}, on every rank, from the files as written.
+    """
+
+    ranks = _scores_by_rank(batches, models, hands, runtime, to_clips)
+
+    def compute() -> dict[str, dict[str, dict[str, float]]]:
+        result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
+        folders = {name: output_dir / name if i else output_dir for i, name in enumerate(models)}
+        for name, hand in itertools.product(models, hands):
+            scores = [rank[hand][name] for rank in ranks]
+            written = [
+                _write_and_read(folders[name] / f"{rank}_{hand}.txt", part)
+                for rank, part in enumerate(scores)
+            ]
+            merged, result[name][hand] = _merge_ranks(written, hand)
+            write_predictions(folders[name] / f"predictions_{hand}.csv", merged)
+        return result
+
+    return on_main(compute)
+
+
+def _write_and_read(path: Path, scores: ViewScores) -> ViewScores:
+    # Metrics come from the file, so that it says the same as `metrics.json` for ever.
+    write_results(path, scores)
+    return dataclasses.replace(read_results(path), unreadable=scores.unreadable)

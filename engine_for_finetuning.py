@@ -1,0 +1,263 @@
+"""Evaluation that knows nothing of hands: scores of views, result files, merging, metrics.
+
+Shapes: R rows (views of clips), M clips, C classes.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.special import log_softmax, softmax
+
+from utils import UserError, write_text
+
+MERGE_METHODS = ("prob", "score")
+
+
+@dataclasses.dataclass
+class ViewScores:
+    """Scores of views: one row for each (clip, chunk, split), in the order in which they came."""
+
+    names: list[str]
+    logits: np.ndarray  # float64 (R, C)
+    labels: np.ndarray  # int64 (R,)
+    chunks: np.ndarray  # int64 (R,): temporal window
+    splits: np.ndarray  # int64 (R,): spatial crop
+    unreadable: list[tuple[str, str]] = dataclasses.field(default_factory=list)  # (clip, reason)
+
+    @classmethod
+    def empty(cls, num_classes: int = 0) -> ViewScores:
+        """No rows."""
+        none = np.zeros(0, np.int64)
+        return cls([], np.zeros((0, num_classes)), none, none, none)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ViewScores]) -> ViewScores:
+        """All rows of several parts, in order."""
+        filled = [part for part in parts if part.names] or [cls.empty()]
+        columns = ("logits", "labels", "chunks", "splits")
+        return cls(
+            [name for part in parts for name in part.names],
+            *(np.concatenate([getattr(part, column) for part in filled]) for column in columns),
+            unreadable=[clip for part in parts for clip in part.unreadable],
+        )
+
+
+@dataclasses.dataclass
+class ClipScores:
+    """One averaged score vector a clip."""
+
+    names: list[str]
+    labels: np.ndarray  # int64 (M,)
+    scores: np.ndarray  # float64 (M, C): probabilities for `prob`, logits for `score`
+
+
+# ------------------------------------------------------------------------------------- scoring
+
+
+@torch.inference_mode()
+def score_batches(
+    batches: Iterable[Any],
+    prepare: Callable[[torch.Tensor], torch.Tensor],
+    forwards: Mapping[str, Callable[[torch.Tensor], torch.Tensor]],
+) -> dict[str, ViewScores]:
+    """Scores every view of the batches, with several sets of weights for one decoding.
+
+    Args:
+        batches: `ClipBatch`es of one hand.
+        prepare: takes 8-bit views `(N, T, S, S, 3)` on the host, returns the model's input.
+        forwards: for each set of weights, the model's input -> logits `(N, C)`.
+    """
+    parts: dict[str, list[ViewScores]] = {name: [] for name in forwards}
+    for batch in batches:
+        clips = prepare(batch.frames) if len(batch.frames) else None
+        for name, forward in forwards.items():
+            logits = None if clips is None else forward(clips).double().cpu().numpy()
+            parts[name].append(_rows_of(batch, logits))
+    return {name: ViewScores.concatenate(scores) for name, scores in parts.items()}
+
+
+def _rows_of(batch: Any, logits: np.ndarray | None) -> ViewScores:
+    views, chunks, splits = batch.rows.numpy().T
+    clips = batch.clip_of_view.numpy()[views]
+    return ViewScores(
+        names=[batch.names[clip] for clip in clips],
+        logits=np.zeros((0, 0)) if logits is None else logits[views],
+        labels=batch.labels.numpy()[clips],
+        chunks=chunks,
+        splits=splits,
+        unreadable=[(bad.name, bad.reason) for bad in batch.bad],
+    )
+
+
+# -------------------------------------------------------------------------------- result files
+
+
+def write_results(path: Path, scores: ViewScores) -> None:
+    """Writes a results file: `top1, top5`, then `clip [logits] label chunk split` a row.
+
+    Source: the published trainers' line format, which their `merge` reads too.
+    """
+    top1, top5 = topk_accuracy(scores.logits, scores.labels) if scores.names else (0.0, 0.0)
+    text = io.StringIO()
+    text.write(f"{top1}, {top5}\n")
+    rows = zip(
+        scores.names, scores.logits, scores.labels, scores.chunks, scores.splits, strict=True
+    )
+    for name, logits, label, chunk, split in rows:
+        text.write(f"{name} {logits.tolist()} {label} {chunk} {split}\n")
+    write_text(path, text.getvalue())
+
+
+def read_results(path: Path) -> ViewScores:
+    """Reads a results file, ours or the published trainers'.
+
+    Raises:
+        UserError: a missing file or a line that is not a row, by number.
+    """
+    if not path.is_file():
+        raise UserError(f"{path}: there is no such results file")
+    lines = path.read_text().split("\n")[1:]
+    names: list[str] = []
+    logits: list[str] = []
+    tails: list[str] = []
+    for number, line in enumerate(lines, 2):
+        if not line:
+            continue
+        close = line.rfind("]")
+        start = line.rfind("[", 0, close)
+        tail = line[close + 1 :]
+        if start < 1 or len(tail.split()) != 3:
+            raise UserError(f"{path}:{number}: not `clip [logits] label chunk split`")
+        names.append(line[: start - 1])
+        logits.append(line[start + 1 : close])
+        tails.append(tail)
+    if not names:
+        return ViewScores.empty()
+    values = np.fromstring(",".join(logits), sep=",")
+    if len(values) % len(names):
+        raise UserError(f"{path}: its rows have different numbers of classes")
+    integers = np.fromstring(" ".join(tails), dtype=np.int64, sep=" ").reshape(-1, 3)
+    return ViewScores(names, values.reshape(len(names), -1), *integers.T)
+
+
+# -------------------------------------------------------------------------------------- merging
+
+
+def merge_views(views: ViewScores, method: str = "prob") -> ClipScores:
+    """Averages the views of each clip.
+
+    Of equal (clip, chunk, split) the first counts; a clip's label is that of its last counted row.
+
+    Args:
+        views: rows in order of rank, then line.
+        method: `prob` averages softmax scores, `score` averages logits.
+
+    Source: the published `merge`, with views keyed by the pair instead of its digits.
+    """
+    if method not in MERGE_METHODS:
+        raise ValueError(f"{method=} is none of {', '.join(MERGE_METHODS)}")
+    position = {name: i for i, name in enumerate(dict.fromkeys(views.names))}
+    clips = np.fromiter((position[name] for name in views.names), np.int64, len(views.names))
+    keys = np.stack([clips, views.chunks, views.splits], axis=1)
+    _, kept = np.unique(keys, axis=0, return_index=True)
+    starts = np.flatnonzero(np.diff(clips[kept], prepend=-1))
+    scores = views.logits[kept]
+    if method == "prob":
+        scores = softmax(scores, axis=1)
+    counts = np.diff(np.append(starts, len(kept)))
+    sums = np.add.reduceat(scores, starts, axis=0) if len(kept) else scores
+    labels = np.zeros(len(position), np.int64)
+    in_order = np.sort(kept)
+    labels[clips[in_order]] = views.labels[in_order]
+    return ClipScores(list(position), labels, sums / counts[:, None])
+
+
+def merge(eval_path: str | Path, num_tasks: int, method: str = "prob") -> tuple[float, float]:
+    """Merges `{rank}.txt` files of a folder: top-1 and top-5 accuracy in percent.
+
+    Args:
+        eval_path: folder of the results files.
+        num_tasks: number of ranks that wrote them.
+        method: see `merge_views`.
+    """
+    return _merge_files([Path(eval_path) / f"{rank}.txt" for rank in range(num_tasks)], method)
+
+
+def merge_hand(
+    eval_path: str | Path, num_tasks: int, hand: str, method: str = "prob"
+) -> tuple[float, float]:
+    """Merges one hand's `{rank}_{hand}.txt` files, like `merge`."""
+    paths = [Path(eval_path) / f"{rank}_{hand}.txt" for rank in range(num_tasks)]
+    return _merge_files(paths, method)
+
+
+def _merge_files(paths: Sequence[Path], method: str) -> tuple[float, float]:
+    merged = merge_views(ViewScores.concatenate([read_results(path) for path in paths]), method)
+    if not merged.names:
+        raise UserError(f"{paths[0]}: no results to merge")
+    return topk_accuracy(merged.scores, merged.labels)
+
+
+# -------------------------------------------------------------------------------------- metrics
+
+
+def topk_accuracy(scores: np.ndarray, labels: np.ndarray) -> tuple[float, float]:
+    """Top-1 and top-5 accuracy in percent; with C < 5 classes top-C stands for top-5.
+
+    Args:
+        scores: `(M, C)`, any monotone score.
+        labels: int `(M,)`.
+    """
+    top1, top5 = _hits(scores, labels)
+    return 100.0 * float(top1.mean()), 100.0 * float(top5.mean())
+
+
+def _hits(scores: np.ndarray, labels: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    ranked = np.argsort(-scores, axis=1, kind="stable")[:, :5] == labels[:, None]
+    return ranked[:, 0], ranked.any(axis=1)
+
+
+def accuracy_metrics(clips: ClipScores, unreadable: int) -> dict[str, float | int]:
+    """What `metrics.json` says of one hand, accuracies in percent.
+
+    `top1`, `top5` and `mean_class_acc` are over readable clips; `*_all` count unreadable clips as
+    wrong; `clips` counts both.
+    """
+    top1, top5 = _hits(clips.scores, clips.labels)
+    total = len(clips.names) + unreadable
+    by_class = [top1[clips.labels == label].mean() for label in np.unique(clips.labels)]
+    return {
+        "top1": 100.0 * float(top1.mean()),
+        "top5": 100.0 * float(top5.mean()),
+        "mean_class_acc": 100.0 * float(np.mean(by_class)),
+        "top1_all": 100.0 * int(top1.sum()) / total,
+        "top5_all": 100.0 * int(top5.sum()) / total,
+        "clips": total,
+        "unreadable": unreadable,
+    }
+
+
+def mean_cross_entropy(views: ViewScores) -> float:
+    """Mean cross entropy of the rows against their labels, in nats."""
+    chosen = log_softmax(views.logits, axis=1)[np.arange(len(views.labels)), views.labels]
+    return -float(chosen.mean())
+
+
+def write_predictions(path: Path, clips: ClipScores) -> None:
+    """Writes `clip, label, prediction, probability` of each clip as CSV, best read with a CSV reader."""
+    predicted = clips.scores.argmax(axis=1)
+    text = io.StringIO()
+    writer = csv.writer(text)
+    writer.writerow(["clip", "label", "prediction", "probability"])
+    best = clips.scores[np.arange(len(predicted)), predicted]
+    for row in zip(clips.names, clips.labels, predicted, best, strict=True):
+        writer.writerow([*row[:3], f"{row[3]:.6f}"])
+    write_text(path, text.getvalue())

@@ -1,0 +1,1 @@
+"""Programs beside the trainer: runs, data preparation and tools."""

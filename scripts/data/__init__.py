@@ -1,0 +1,1 @@
+"""Programs that prepare, check and generate data."""

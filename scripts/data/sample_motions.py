@@ -1,0 +1,249 @@
+"""How the hands of the sample data move: paths in time, and what is drawn at a point of a path.
+
+A drawing is a function of `progress` (0 to 1) and of a layout that is fixed for the recording. A
+motion runs progress up, its opposite runs the very same kind of path in reverse, so neither a
+frame nor a set of frames without their order tells the two apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from scripts.data.sample_canvas import Hand, PartLook, Stage, scaled
+from scripts.data.sample_vocabulary import Colour
+
+# Below half a turn between two samples of 16-frame clips taken every fourth frame.
+_MAX_DEGREES_PER_FRAME = 9.5
+
+
+@dataclass(frozen=True)
+class Layout:
+    """What one hand's work looks like in one recording.
+
+    Args:
+        look: the part in its colours.
+        hand: the hand that holds it.
+        fixture: colour of what the part goes into or stands on.
+        spot: shift of the whole work place, picture heights.
+        scale: size of the work place's travel and parts relative to the table's.
+        start_angle: where a turning motion begins, degrees.
+        turn: how far a turning motion goes, degrees.
+    """
+
+    look: PartLook
+    hand: Hand
+    fixture: Colour
+    spot: tuple[float, float]
+    scale: float
+    start_angle: float
+    turn: float
+
+
+Drawing = Callable[[Stage, Layout, float, np.ndarray], None]
+
+
+def progress_path(rng: np.random.Generator, frames: int, *, backward: bool) -> np.ndarray:
+    """Returns a monotone path `(frames,)` of progress, with short rests at both ends.
+
+    The backward path is a forward path read from its end, for the same draw of `rng`.
+    """
+    rest_before, rest_after = rng.uniform(0.0, 0.12, size=2)
+    low, high = rng.uniform(0.0, 0.08), rng.uniform(0.92, 1.0)
+    ease, skew = rng.uniform(0.0, 0.8), rng.uniform(-0.35, 0.35)
+    time = np.linspace(0.0, 1.0, frames)
+    moving = np.clip((time - rest_before) / (1.0 - rest_before - rest_after), 0.0, 1.0)
+    moving = moving + skew * moving * (1.0 - moving)
+    smooth = moving * moving * (3.0 - 2.0 * moving)
+    path = low + (high - low) * ((1.0 - ease) * moving + ease * smooth)
+    return path[::-1].copy() if backward else path
+
+
+def turn_range(rng: np.random.Generator, path: np.ndarray) -> float:
+    """Returns how many degrees a turning motion covers along `path`, slow enough not to alias."""
+    fastest = float(np.abs(np.diff(path)).max())
+    return min(float(rng.uniform(220.0, 400.0)), _MAX_DEGREES_PER_FRAME / fastest)
+
+
+def tremble(rng: np.random.Generator, frames: int, size: float) -> np.ndarray:
+    """Returns a small unsteady shift `(frames, 2)` whose law is the same in either time direction.
+
+    Args:
+        size: amplitude in picture heights.
+    """
+    time = np.arange(frames)[:, None, None]
+    rate = rng.uniform(0.15, 0.9, size=(1, 3, 2))
+    phase = rng.uniform(0.0, 2.0 * np.pi, size=(1, 3, 2))
+    return (np.sin(time * rate + phase) * rng.uniform(0.2, 1.0, size=(1, 3, 2))).mean(1) * size
+
+
+def _around(stage: Stage, angle: float, radii: tuple[float, float]) -> np.ndarray:
+    """Returns the shift for an angle that grows clockwise in the picture in either half."""
+    turned = np.deg2rad(angle)
+    return np.array([stage.side * np.cos(turned) * radii[0], np.sin(turned) * radii[1]])
+
+
+def _block(stage: Stage, u: float, top: float, size: tuple[float, float], colour: Colour) -> None:
+    """Draws the top face of a block with a hole; `_block_front` goes over what sinks into it."""
+    half, _ = size
+    face = [(u - half * 0.8, top - 0.05), (u + half * 0.8, top - 0.05)]
+    face += [(u + half, top + 0.025), (u - half, top + 0.025)]
+    stage.fill(np.array(face), scaled(colour, 1.25))
+    stage.ellipse((u, top - 0.012), (0.066, 0.024), (18, 18, 20))
+
+
+def _block_front(
+    stage: Stage, u: float, top: float, size: tuple[float, float], colour: Colour
+) -> None:
+    half, height = size
+    stage.rectangle(u - half, top + 0.025, u + half, top + height, colour)
+    stage.rectangle(u - half, top + height - 0.02, u + half, top + height, scaled(colour, 0.6))
+
+
+def draw_insert(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a peg held at its top that goes down into the hole of a block."""
+    u, hole = 0.2 + layout.spot[0], 0.62 + layout.spot[1]
+    size = (0.12, 0.26)
+    peg_top = hole - (0.35 - 0.27 * progress) * layout.scale
+    grip = (u + 0.03 + shift[0], peg_top + 0.02 + shift[1] * 0.5)
+    stage.shadow((u, hole + size[1]), (0.17, 0.04), 0.35)
+    _block(stage, u, hole, size, layout.fixture)
+    layout.hand.draw_behind(stage, grip)
+    origin = (u + shift[0] * 0.3, peg_top + shift[1] * 0.5)
+    stage.draw_part(layout.look, origin, scale=layout.scale, floor=hole)
+    _block_front(stage, u, hole, size, layout.fixture)
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_lift(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a box that is raised from the table; its shadow stays on the table and fades."""
+    u, rest = 0.21 + layout.spot[0], 0.76 + layout.spot[1]
+    centre = (u + shift[0], rest - 0.4 * progress * layout.scale + shift[1])
+    spread = 1.0 - 0.3 * progress
+    stage.shadow((u, rest + 0.09), (0.14 * spread, 0.035 * spread), 0.55 - 0.25 * progress)
+    grip = (centre[0] + 0.1 * layout.scale, centre[1])
+    layout.hand.draw_behind(stage, grip)
+    stage.draw_part(layout.look, centre, scale=layout.scale)
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_screw(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a bolt cranked clockwise into a block, sinking as it turns."""
+    u, hole = 0.22 + layout.spot[0], 0.66 + layout.spot[1]
+    size = (0.13, 0.22)
+    head = np.array([u, hole - (0.25 - 0.19 * progress) * layout.scale])
+    reach = _around(stage, layout.start_angle + layout.turn * progress, (0.13, 0.085))
+    reach = reach * layout.scale
+    knob, tail = head + reach, head - reach * 0.9
+    grip = (float(knob[0] + shift[0] * 0.5), float(knob[1] + shift[1] * 0.5))
+    stage.shadow((u, hole + size[1]), (0.17, 0.04), 0.35)
+    _block(stage, u, hole, size, layout.fixture)
+    stage.draw_part(layout.look, (head[0], head[1]), scale=layout.scale, floor=hole)
+    _block_front(stage, u, hole, size, layout.fixture)
+    layout.hand.draw_behind(stage, grip)
+    stage.line(tail, knob, 0.05, scaled(layout.look.body, 0.45))
+    stage.line(tail, knob, 0.034, layout.look.colour("light"))
+    stage.ellipse((tail[0], tail[1]), (0.048, 0.044), layout.look.mark)
+    stage.ellipse((head[0], head[1]), (0.026, 0.022), scaled(layout.look.body, 0.6))
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_slide(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a tray pulled outwards from under a housing at the picture's middle."""
+    middle = 0.62 + layout.spot[1]
+    housing_end = 0.125 + layout.spot[0] * 0.5
+    outer = housing_end + (0.045 + 0.235 * progress) * layout.scale + shift[0] * 0.5
+    grip = (outer + 0.025, middle + 0.02 + shift[1] * 0.5)
+    top, bottom = middle - 0.13, middle + 0.13
+    stage.shadow((housing_end / 2, bottom), (housing_end / 2 + 0.03, 0.03), 0.35)
+    back = [(0.03, top - 0.05), (housing_end - 0.01, top - 0.05)]
+    back += [(housing_end + 0.01, top), (0.015, top)]
+    stage.fill(np.array(back), scaled(layout.fixture, 1.3))
+    stage.shadow((outer - 0.1, middle + 0.08), (0.12, 0.03), 0.4)
+    layout.hand.draw_behind(stage, grip)
+    stage.line((outer, middle), grip, 0.03, scaled(layout.look.body, 0.45))
+    origin = (outer, middle + shift[1] * 0.3)
+    stage.draw_part(layout.look, origin, scale=layout.scale, inner=0.03)
+    stage.rectangle(0.015, top, housing_end + 0.01, bottom, layout.fixture)
+    stage.rectangle(housing_end - 0.015, top, housing_end + 0.01, bottom, (30, 30, 34))
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_tilt(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a part on a stick that leans over from the left to the right."""
+    foot = np.array([0.25 + layout.spot[0], 0.78 + layout.spot[1]])
+    angle = -48.0 + 96.0 * progress
+    centre = foot + _around(stage, angle - 90.0, (0.26, 0.26)) * layout.scale + shift
+    grip = (float(centre[0] + 0.05), float(centre[1] + 0.05))
+    stage.shadow((foot[0], foot[1]), (0.1, 0.03), 0.4)
+    layout.hand.draw_behind(stage, grip)
+    stage.line(foot, centre, 0.04, layout.fixture)
+    stage.draw_part(layout.look, (centre[0], centre[1]), scale=layout.scale, angle=angle)
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_pull_apart(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws two equal parts; the outer one is pulled outwards, away from the inner one."""
+    inner = (0.1 + layout.spot[0] * 0.5, 0.6 + layout.spot[1])
+    outer = (inner[0] + (0.09 + 0.22 * progress) * layout.scale + shift[0], inner[1] + shift[1])
+    grip = (outer[0] + 0.06, outer[1] + 0.03)
+    stage.shadow((inner[0], inner[1] + 0.1), (0.09, 0.03), 0.4)
+    stage.draw_part(layout.look, inner, scale=0.72 * layout.scale)
+    layout.hand.draw_behind(stage, grip)
+    stage.shadow((outer[0], outer[1] + 0.1), (0.09, 0.03), 0.4)
+    stage.draw_part(layout.look, outer, scale=0.72 * layout.scale)
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_roll(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a part that rolls on the table from the left to the right."""
+    travel = (progress - 0.5) * 0.24 * layout.scale
+    centre = (0.23 + layout.spot[0] + stage.side * travel, 0.68 + layout.spot[1])
+    angle = layout.start_angle + np.rad2deg(travel / 0.11)
+    grip = (centre[0] + 0.05 + shift[0], centre[1] - 0.08 + shift[1])
+    stage.shadow((centre[0], centre[1] + 0.11), (0.11, 0.03), 0.45)
+    layout.hand.draw_behind(stage, grip)
+    stage.draw_part(layout.look, centre, scale=layout.scale, angle=angle)
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_swing(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a part on an arm that is hinged near the picture's middle and swings up."""
+    hinge = np.array([0.06 + layout.spot[0] * 0.5, 0.56 + layout.spot[1]])
+    angle = np.deg2rad(52.0 - 110.0 * progress)
+    arm = np.array([np.cos(angle), np.sin(angle)]) * 0.25 * layout.scale
+    end = hinge + arm + shift
+    grip = (float(end[0] + 0.05), float(end[1] + 0.04))
+    stage.ellipse((hinge[0], hinge[1]), (0.04, 0.04), scaled(layout.fixture, 0.6))
+    layout.hand.draw_behind(stage, grip)
+    stage.line(hinge, end, 0.035, layout.fixture)
+    stage.draw_part(layout.look, (end[0], end[1]), scale=0.85 * layout.scale)
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_circle(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a part that is carried clockwise around a post without turning itself."""
+    post = np.array([0.23 + layout.spot[0], 0.58 + layout.spot[1]])
+    around = layout.start_angle + layout.turn * progress
+    centre = post + _around(stage, around, (0.13, 0.11)) * layout.scale + shift * 0.5
+    grip = (float(centre[0] + 0.05), float(centre[1] + 0.04))
+    stage.shadow((post[0], post[1]), (0.07, 0.04), 0.45)
+    stage.ellipse((post[0], post[1]), (0.045, 0.045), layout.fixture)
+    layout.hand.draw_behind(stage, grip)
+    stage.draw_part(layout.look, (centre[0], centre[1]), scale=0.8 * layout.scale)
+    layout.hand.draw_front(stage, grip)
+
+
+DRAWINGS: dict[str, Drawing] = {
+    "insert": draw_insert,
+    "lift": draw_lift,
+    "screw": draw_screw,
+    "slide": draw_slide,
+    "tilt": draw_tilt,
+    "pull_apart": draw_pull_apart,
+    "roll": draw_roll,
+    "swing": draw_swing,
+    "circle": draw_circle,
+}

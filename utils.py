@@ -1,0 +1,429 @@
+"""What every part stands on: errors, seeds, logging, the process group, schedules, checkpoint files.
+
+This module knows neither models nor data; everything else may import it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import collections
+import contextlib
+import dataclasses
+import datetime
+import hashlib
+import json
+import logging
+import os
+import pickle
+import random
+import re
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+log = logging.getLogger(__name__)
+
+
+class UserError(Exception):
+    """Something that the user can mend; the message is one line that names the file or flag."""
+
+
+# --------------------------------------------------------------------------------------- seeds
+
+
+def derive_seed(*keys: int | str) -> int:
+    """Hashes keys such as (seed, hand, pass, clip) into one stable 63-bit seed.
+
+    Neighbouring keys give unrelated seeds, whatever the platform or the process.
+    """
+    digest = hashlib.blake2b(repr(keys).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seeds `random`, `numpy.random` and torch (all devices): libraries draw from these."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+# ------------------------------------------------------------------------------------- logging
+
+
+def setup_logging(rank: int, output_dir: Path | None = None) -> None:
+    """Rank 0 speaks on stdout (and to `run.log`); the other ranks only raise their voice for errors."""
+    level = logging.INFO if rank == 0 else logging.ERROR
+    prefix = "" if rank == 0 else f"[rank {rank}] "
+    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    if rank == 0 and output_dir is not None:
+        handlers.append(logging.FileHandler(output_dir / "run.log"))
+    for handler in handlers:
+        handler.setFormatter(logging.Formatter(prefix + "%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setLevel(level)
+    logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+
+
+# ------------------------------------------------------------------------------- process group
+
+
+@dataclasses.dataclass(frozen=True)
+class Distributed:
+    """Where this process stands among all processes of the run."""
+
+    rank: int = 0
+    world_size: int = 1
+    local_rank: int = 0
+    local_world_size: int = 1
+    device: torch.device = dataclasses.field(default_factory=lambda: torch.device("cpu"))
+
+    @property
+    def active(self) -> bool:
+        """Whether there is a process group."""
+        return self.world_size > 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the process that writes files."""
+        return self.rank == 0
+
+
+def _launcher_ranks(env: Mapping[str, str], dist_on_itp: bool) -> tuple[int, int, int, int] | None:
+    """(rank, world size, local rank, local world size) from the launcher, or None for one process.
+
+    torchrun wins over SLURM because torchrun is also started inside SLURM jobs. A batch shell has
+    `SLURM_PROCID` too, so SLURM counts only when a step of several tasks runs.
+    """
+    if dist_on_itp:
+        names = ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_LOCAL_RANK")
+        missing = [name for name in names if name not in env]
+        if missing:
+            raise UserError(f"--dist_on_itp: {missing[0]} is not set; start the run with mpirun")
+        rank, world, local = (int(env[name]) for name in names)
+        return rank, world, local, int(env.get("OMPI_COMM_WORLD_LOCAL_SIZE", 1))
+    if "RANK" in env and "WORLD_SIZE" in env:
+        rank, world = int(env["RANK"]), int(env["WORLD_SIZE"])
+        return rank, world, int(env.get("LOCAL_RANK", 0)), int(env.get("LOCAL_WORLD_SIZE", 1))
+    if int(env.get("SLURM_STEP_NUM_TASKS", 1)) > 1:
+        rank, world = int(env["SLURM_PROCID"]), int(env["SLURM_STEP_NUM_TASKS"])
+        local_world = int(env.get("SLURM_STEP_TASKS_PER_NODE", "1").split("(")[0].split(",")[0])
+        return rank, world, int(env.get("SLURM_LOCALID", 0)), local_world
+    return None
+
+
+def _first_slurm_host(nodelist: str) -> str:
+    """First host of a SLURM node list: `gpu[03-05,7],x1` -> `gpu03`."""
+    match = re.match(r"([^\[,]+)(?:\[(\w+))?", nodelist)
+    if match is None:
+        raise UserError(f"SLURM_STEP_NODELIST={nodelist!r} names no host; set MASTER_ADDR")
+    return match[1] + (match[2] or "")
+
+
+def _rendezvous(env: Mapping[str, str], dist_url: str) -> str:
+    """The init method: an explicit URL, or the launcher's master; SLURM's port follows the job id."""
+    if dist_url != "env://" or ("MASTER_ADDR" in env and "MASTER_PORT" in env):
+        return dist_url
+    if "SLURM_JOB_ID" in env:
+        host = env.get("MASTER_ADDR") or _first_slurm_host(env["SLURM_STEP_NODELIST"])
+        return f"tcp://{host}:{env.get('MASTER_PORT', 20000 + int(env['SLURM_JOB_ID']) % 20000)}"
+    raise UserError("MASTER_ADDR and MASTER_PORT are not set; use torchrun or give --dist_url")
+
+
+def init_distributed_mode(
+    device: str = "auto",
+    dist_url: str = "env://",
+    dist_on_itp: bool = False,
+    world_size: int | None = None,
+    timeout_minutes: float = 30.0,
+) -> Distributed:
+    """Joins the process group that the launcher describes, if any, and picks this process's device.
+
+    Args:
+        device: `auto`, `cpu`, `cuda` or `cuda:N`; with several processes each takes its local GPU.
+        dist_url: init method; `env://` reads the launcher's variables.
+        dist_on_itp: read Open MPI's variables.
+        world_size: number of processes that must be there (checked), or None.
+        timeout_minutes: how long a collective may take before the run is given up.
+
+    Raises:
+        UserError: a launcher that contradicts itself or a device that is not there.
+    """
+    ranks = _launcher_ranks(os.environ, dist_on_itp)
+    rank, world, local, local_world = ranks or (0, 1, 0, 1)
+    if world_size not in (None, world):
+        raise UserError(
+            f"--world_size {world_size}: the launcher started {world}; drop the flag or use torchrun"
+        )
+    chosen = _choose_device(device, local if world > 1 else None)
+    if world > 1:
+        dist.init_process_group(
+            "nccl" if chosen.type == "cuda" else "gloo",
+            init_method=_rendezvous(os.environ, dist_url),
+            rank=rank,
+            world_size=world,
+            timeout=datetime.timedelta(minutes=timeout_minutes),
+        )
+    return Distributed(rank, world, local, local_world, chosen)
+
+
+def _choose_device(device: str, local_rank: int | None) -> torch.device:
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    chosen = torch.device(device)
+    if chosen.type != "cuda":
+        return chosen
+    if not torch.cuda.is_available():
+        raise UserError(f"--device {device}: no CUDA device is here; use --device cpu")
+    if local_rank is not None and chosen.index is None:
+        chosen = torch.device("cuda", local_rank)
+    if (chosen.index or 0) >= torch.cuda.device_count():
+        raise UserError(f"--device {chosen}: this node has {torch.cuda.device_count()} GPUs")
+    torch.cuda.set_device(chosen)
+    return chosen
+
+
+def leave_process_group() -> None:
+    """Tears the process group down, if there is one."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def gather_objects(item: Any) -> list[Any] | None:
+    """Every rank's picklable item, in rank order, on rank 0; None on the others."""
+    if not dist.is_initialized():
+        return [item]
+    gathered = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(item, gathered)
+    return gathered
+
+
+def broadcast_object(item: Any) -> Any:
+    """Rank 0's picklable item, on every rank."""
+    if not dist.is_initialized():
+        return item
+    box = [item]
+    dist.broadcast_object_list(box)
+    return box[0]
+
+
+def on_main(compute: Callable[[], Any]) -> Any:
+    """Computes on rank 0; its result, or the `UserError` that it raised, is every rank's."""
+    outcome = None
+    if not dist.is_initialized() or dist.get_rank() == 0:
+        try:
+            outcome = compute()
+        except UserError as error:
+            outcome = error
+    outcome = broadcast_object(outcome)
+    if isinstance(outcome, UserError):
+        raise outcome
+    return outcome
+
+
+def broadcast_module(module: torch.nn.Module) -> None:
+    """Gives every rank the weights that rank 0 has."""
+    if dist.is_initialized():
+        for tensor in module.state_dict().values():
+            dist.broadcast(tensor, 0)
+
+
+def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
+    """Sums a tensor over ranks in place and returns it."""
+    if dist.is_initialized():
+        dist.all_reduce(tensor)
+    return tensor
+
+
+# ----------------------------------------------------------------------------------- schedules
+
+
+def cosine_scheduler(
+    base_value: float,
+    final_value: float,
+    epochs: int,
+    niter_per_ep: int,
+    warmup_epochs: int = 0,
+    start_warmup_value: float = 0,
+    warmup_steps: int = -1,
+) -> np.ndarray:
+    """Linear warm-up, then half a cosine, one value an optimizer step.
+
+    Args:
+        base_value: value at the end of the warm-up.
+        final_value: what the cosine tends to (it is not reached: the last step is one short of it).
+        epochs, niter_per_ep: length of the schedule in epochs and steps an epoch.
+        warmup_epochs: length of the warm-up in epochs.
+        start_warmup_value: value of the first warm-up step.
+        warmup_steps: length of the warm-up in steps; wins over `warmup_epochs` when positive.
+
+    Returns:
+        float64 array of `epochs * niter_per_ep` values.
+
+    Raises:
+        ValueError: the warm-up is longer than the schedule.
+
+    Source: VideoMAE V2's schedule, which in turn is BEiT's.
+    """
+    total = epochs * niter_per_ep
+    warmup = warmup_steps if warmup_steps > 0 else warmup_epochs * niter_per_ep
+    if warmup > total:
+        raise ValueError(f"a warm-up of {warmup} steps does not fit into {total} steps of training")
+    rising = np.linspace(start_warmup_value, base_value, warmup)
+    phase = np.arange(total - warmup) / max(total - warmup, 1)
+    falling = final_value + 0.5 * (base_value - final_value) * (1 + np.cos(np.pi * phase))
+    return np.concatenate([rising, falling])
+
+
+# ---------------------------------------------------------------------------------------- files
+
+
+@contextlib.contextmanager
+def atomic_open(path: Path) -> Iterator[BinaryIO]:
+    """Opens a binary file beside `path` and moves it there, synced, only when all was written."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    try:
+        with os.fdopen(handle, "wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).chmod(0o666 & ~_umask())
+        Path(name).replace(path)
+    except BaseException:
+        Path(name).unlink(missing_ok=True)
+        raise
+    _sync_folder(path.parent)
+
+
+def _umask() -> int:
+    current = os.umask(0)
+    os.umask(current)
+    return current
+
+
+def _sync_folder(folder: Path) -> None:
+    # The rename itself is durable only once the folder is synced.
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a text file atomically."""
+    with atomic_open(path) as file:
+        file.write(text.encode())
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Writes JSON atomically, indented; paths and other plain objects as text."""
+    write_text(path, json.dumps(data, indent=2, default=str) + "\n")
+
+
+class EpochLog:
+    """`log.txt`: one JSON object an epoch, each epoch once, also over resumes."""
+
+    def __init__(self, path: Path, start_epoch: int = 0):
+        """Keeps the rows of epochs before `start_epoch`; later ones will be trained again."""
+        self._path = path
+        rows = path.read_text().splitlines() if path.exists() else []
+        self._rows = [row for row in rows if self._epoch(row) < start_epoch]
+
+    @staticmethod
+    def _epoch(row: str) -> float:
+        try:
+            return int(json.loads(row)["epoch"])
+        except (ValueError, KeyError, TypeError):
+            return float("inf")
+
+    def append(self, row: Mapping[str, Any]) -> None:
+        """Adds one epoch's row and rewrites the file."""
+        self._rows.append(json.dumps(row))
+        write_text(self._path, "\n".join(self._rows) + "\n")
+
+
+# ---------------------------------------------------------------------------------- checkpoints
+
+# What the published trainers' files hold besides tensors. None of these runs code when it is built.
+_SAFE_GLOBALS: list[Any] = [
+    argparse.Namespace,
+    collections.OrderedDict,
+    collections.defaultdict,
+    np.dtype,
+    np.ndarray,
+    *(getattr(np.dtypes, name) for name in np.dtypes.__all__),
+    *(
+        (getattr(np._core.multiarray, name), f"{package}.multiarray.{name}")
+        for name in ("scalar", "_reconstruct")
+        for package in ("numpy.core", "numpy._core")
+    ),
+]
+
+
+def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False) -> dict[str, Any]:
+    """Reads a checkpoint file without executing anything in it.
+
+    Files of the published trainers are read too: an argparse Namespace and numpy scalars in them
+    are allowed by name.
+
+    Args:
+        path: the file.
+        flag: named in errors.
+        lazy: leave tensors on disk until they are used.
+
+    Raises:
+        UserError: a missing, damaged or unsafe file, naming `flag` and the file.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise UserError(f"{flag} {path}: there is no such file")
+    try:
+        with torch.serialization.safe_globals(_SAFE_GLOBALS):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+    except pickle.UnpicklingError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"{flag} {path}: refused, it is not a plain weights file: {reason}"
+        ) from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"{flag} {path}: damaged or not a checkpoint: {reason}") from None
+    if not isinstance(content, Mapping):
+        raise UserError(f"{flag} {path}: holds a {type(content).__name__}, not a checkpoint dict")
+    return dict(content)
+
+
+def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
+    """Writes a checkpoint atomically."""
+    try:
+        with atomic_open(path) as file:
+            torch.save(dict(content), file)
+    except (OSError, RuntimeError) as error:
+        raise UserError(f"{path}: the checkpoint could not be written: {error}") from error
+
+
+def numbered_checkpoints(folder: Path, kind: str = "") -> list[tuple[int, Path]]:
+    """(number, path) of `checkpoint-{kind}{number}.pth` files in a folder, ascending."""
+    pattern = re.compile(rf"checkpoint-{kind}(\d+)\.pth")
+    found = ((pattern.fullmatch(path.name), path) for path in folder.glob("checkpoint-*.pth"))
+    return sorted((int(match[1]), path) for match, path in found if match)
+
+
+def resume_candidates(folder: Path) -> list[Path]:
+    """Files from which a run in `folder` can go on, newest first."""
+    last = folder / "checkpoint-last.pth"
+    files = [path for kind in ("", "step-") for _, path in numbered_checkpoints(folder, kind)]
+    files += [last] if last.exists() else []
+    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def prune_step_checkpoints(folder: Path, keep: int) -> None:
+    """Deletes all but the newest `keep` of the `checkpoint-step-{N}.pth` files."""
+    for _, path in numbered_checkpoints(folder, "step-")[: -keep or None]:
+        path.unlink()
