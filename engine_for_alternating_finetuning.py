@@ -29,6 +29,7 @@ from engine_for_finetuning import (
     merge_views,
     read_results,
     score_batches,
+    with_mean_top1,
     write_predictions,
     write_results,
 )
@@ -40,6 +41,8 @@ from utils import (
     gather_objects,
     on_main,
     seed_global_generators,
+    write_json,
+    write_text,
 )
 
 log = logging.getLogger(__name__)
@@ -104,6 +107,21 @@ def training_batches(
             yield [(hand, *passes[hand].at(start + i)) for i in range(batch_size)]
 
 
+def steps_an_epoch(list_lengths: Iterable[int], clips_a_step: int) -> int:
+    """Optimizer steps an epoch: those that walk the longer list once, whichever hand has them.
+
+    Raises:
+        UserError: the longer list is shorter than one step.
+    """
+    longest = max(list_lengths)
+    if longest < clips_a_step:
+        raise UserError(
+            f"the longer list has {longest} clips, fewer than the {clips_a_step} of one step: lower "
+            "--batch_size or --update_freq, or use fewer processes"
+        )
+    return longest // clips_a_step
+
+
 # --------------------------------------------------------------------------------- one update
 
 
@@ -127,78 +145,28 @@ class Recipe:
     runtime: Runtime
     alternation: Alternation
     steps_per_epoch: int
-    update_freq: int
     seed: int
     rank: int
-    clip_grad: float  # 0: no clipping
-    lr_schedule: np.ndarray  # (total steps,)
-    weight_decay_schedule: np.ndarray  # (total steps,)
     log_interval: int  # steps
     cutmix_region: str = "frame"
 
 
-class GradientUpdater:
-    """Backward pass, unscaling, clipping and the optimizer step, without waiting for the device.
+class Updater(Protocol):
+    """What makes the optimizer steps: `optim_factory.GradientUpdater`."""
 
-    A non-finite loss poisons its gradients, which the all-reduce spreads to all ranks and which
-    masks the optimizer step everywhere; from then on every step is masked, so that the weights stay
-    those of the last good step until the host reads `first_bad_step`.
-    """
-
-    def __init__(self, optimizer: torch.optim.Optimizer, recipe: Recipe):
-        self.optimizer = optimizer
-        device, amp_dtype = recipe.runtime.device, recipe.runtime.amp_dtype
-        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
-        self._recipe = recipe
-        self._parameters = [p for group in optimizer.param_groups for p in group["params"]]
-        self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
-        # The run's first step with a non-finite loss; -1: none so far.
-        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+    update_freq: int
+    lr_schedule: np.ndarray
+    weight_decay_schedule: np.ndarray
+    first_bad_step: torch.Tensor
 
     def set_rates(self, step: int) -> None:
-        """Sets each group's learning rate and weight decay for a step."""
-        rate = self._recipe.lr_schedule[step]
-        decay = self._recipe.weight_decay_schedule[step]
-        for group in self.optimizer.param_groups:
-            group["lr"] = float(rate * group["lr_scale"])
-            if group["weight_decay"] > 0:
-                group["weight_decay"] = float(decay)
+        """Sets the rates of a step."""
 
     def backward(self, loss: torch.Tensor, step: int) -> None:
-        """Accumulates gradients of one micro step's mean loss."""
-        self._note(~torch.isfinite(loss.detach()), step)
-        poison = torch.where(self.first_bad_step >= 0, torch.nan, 1.0)
-        self.scaler.scale(loss * poison / self._recipe.update_freq).backward()
+        """Adds gradients of a micro step."""
 
     def step(self, step: int) -> torch.Tensor:
-        """Makes the optimizer step and clears the gradients; returns the norm before clipping."""
-        self.scaler.unscale_(self.optimizer)
-        gradients = [p.grad for p in self._parameters if p.grad is not None]
-        norm = torch.nn.utils.get_total_norm(gradients)
-        if self._recipe.clip_grad:
-            torch.nn.utils.clip_grads_with_norm_(
-                [p for p in self._parameters if p.grad is not None], self._recipe.clip_grad, norm
-            )
-        if self.scaler.is_enabled():
-            # With fp16 an overflow is the scaler's daily business: it skips the step and goes on.
-            self.scaler.step(self.optimizer)
-            self.scaler.update()
-        else:
-            self._masked_step(~torch.isfinite(norm), step)
-        self.optimizer.zero_grad(set_to_none=True)
-        return norm
-
-    def _masked_step(self, bad: torch.Tensor, step: int) -> None:
-        self._note(bad, step)
-        if self._masks_on_device:
-            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
-            self.optimizer.step()
-        elif not bad:  # optimizers without a device-side mask wait for the device here
-            self.optimizer.step()
-
-    def _note(self, bad: torch.Tensor, step: int) -> None:
-        newly_bad = bad & (self.first_bad_step < 0)
-        self.first_bad_step = torch.where(newly_bad, step, self.first_bad_step)
+        """Makes the step; returns the gradients' norm."""
 
 
 class NonFiniteLoss(UserError):
@@ -218,9 +186,7 @@ class HandMeters:
         start = torch.zeros(len(hands), 4) if sums is None else torch.as_tensor(sums)
         self.sums = start.to(device, torch.float64)
 
-    def update(
-        self, hand: str, loss: torch.Tensor, hits: torch.Tensor, views: int, mixed: bool
-    ) -> None:
+    def update(self, hand: str, loss: torch.Tensor, hits: torch.Tensor, views: int, mixed: bool) -> None:
         """Adds a micro step: mean loss over its views, hits, number of views, mixed or not."""
         row = self.sums[self._hands.index(hand)]
         for i, value in enumerate((loss.double() * views, hits, views, views * mixed)):
@@ -258,7 +224,7 @@ class TrainingEpoch:
         self,
         model: nn.Module,
         batches: Iterator[Any],
-        updater: GradientUpdater,
+        updater: Updater,
         criterion: nn.Module,
         recipe: Recipe,
         to_clips: ToClips,
@@ -273,16 +239,16 @@ class TrainingEpoch:
         self.bad: list[Any] = []
         # Names of the last micro batches, for the message of a non-finite loss.
         self._recent: collections.deque = collections.deque(
-            maxlen=2 * recipe.log_interval * recipe.update_freq
+            maxlen=2 * recipe.log_interval * updater.update_freq
         )
 
     def optimizer_step(self, step: int, meters: HandMeters) -> torch.Tensor:
         """All micro steps of one optimizer step; returns the gradient norm."""
         hand = self.recipe.alternation.hand_at(step)
         self.updater.set_rates(step)
-        for micro in range(self.recipe.update_freq):
+        for micro in range(self.updater.update_freq):
             batch = self._next_batch(step, hand)
-            is_last = micro == self.recipe.update_freq - 1
+            is_last = micro == self.updater.update_freq - 1
             with contextlib.nullcontext() if is_last else self._no_sync():
                 loss = self._forward_loss(batch, step, micro, meters)
                 self.updater.backward(loss, step)
@@ -310,9 +276,7 @@ class TrainingEpoch:
         recipe, hand = self.recipe, batch.hand
         seed = derive_seed(recipe.seed, recipe.rank, step, micro)
         seed_global_generators(seed)
-        clips = self.to_clips(
-            batch.frames.to(recipe.runtime.device, non_blocking=True), batch.erase_boxes
-        )
+        clips = self.to_clips(batch.frames.to(recipe.runtime.device, non_blocking=True), batch.erase_boxes)
         labels = batch.labels[batch.clip_of_view].to(recipe.runtime.device, non_blocking=True)
         targets = labels
         mixup = self.mixups.get(hand)
@@ -341,7 +305,7 @@ class TrainingEpoch:
         hand = self.recipe.alternation.hand_at(step)
         raise NonFiniteLoss(
             f"the loss or its gradients became non-finite at step {step} (hand {hand}, learning rate "
-            f"{self.recipe.lr_schedule[step]:.3g}); the weights were not touched. "
+            f"{self.updater.lr_schedule[step]:.3g}); the weights were not touched. "
             f"Clips: {', '.join(clips)}. Lower --lr, or try --amp_dtype bf16 or fp32"
         )
 
@@ -408,8 +372,8 @@ def train_one_epoch_alternating(
             epoch_run.stop_on_bad_loss(bad[0])
             seconds = time.perf_counter() - start
             values = meters.averages(sums) | {
-                "lr": float(recipe.lr_schedule[step]),
-                "weight_decay": float(recipe.weight_decay_schedule[step]),
+                "lr": float(epoch_run.updater.lr_schedule[step]),
+                "weight_decay": float(epoch_run.updater.weight_decay_schedule[step]),
                 "grad_norm": float(norm),
                 "data_wait": epoch_run.data_seconds / seconds,
                 "seconds_a_step": seconds / (done - first_step),
@@ -422,9 +386,23 @@ def train_one_epoch_alternating(
     return values
 
 
-def _log_progress(
-    recipe: Recipe, epoch: int, step: int, last_step: int, values: Mapping[str, float]
-) -> None:
+def collect_bad_clips(epoch_run: TrainingEpoch, known: dict[str, dict[str, str]], output_dir: Path) -> None:
+    """Adds the unreadable clips that all ranks met to `known`, {hand: {clip: reason}}.
+
+    Rank 0 lists them in `bad_clips_{hand}.txt`.
+    """
+    gathered = broadcast_object(gather_objects(epoch_run.bad))
+    epoch_run.bad = []
+    for hand, name, reason in itertools.chain(*gathered):
+        known.setdefault(hand, {})[name] = reason
+    for hand, bad in known.items():
+        path = output_dir / f"bad_clips_{hand}.txt"
+        lines = [f"{name}\t{reason}\n" for name, reason in sorted(bad.items())]
+        on_main(lambda path=path, lines=lines: write_text(path, "".join(lines)))
+        log.warning("%s: %d unreadable clips were replaced so far, see %s", hand, len(bad), path)
+
+
+def _log_progress(recipe: Recipe, epoch: int, step: int, last_step: int, values: Mapping[str, float]) -> None:
     made = step - epoch * recipe.steps_per_epoch + 1
     width = len(str(recipe.steps_per_epoch))
     left = datetime.timedelta(seconds=int((last_step - step - 1) * values["seconds_a_step"]))
@@ -519,30 +497,40 @@ def final_test_alternating(
     runtime: Runtime,
     to_clips: ToClips,
     output_dir: Path,
-) -> dict[str, dict[str, dict[str, float]]]:
+    weights: str = "last",
+) -> dict[str, Any]:
     """The multi-view test: scores every view, writes the results files, merges them.
 
     Rank 0 writes `{rank}_{hand}.txt` and `predictions_{hand}.csv` of the first of `models` into
-    `output_dir`, those of any other into a folder of its name there.
+    `output_dir`, those of any other into a folder of its name there, and `metrics.json`.
+
+    Args:
+        batches, models, hands, runtime, to_clips: as for the validation.
+        output_dir: where rank 0 writes.
+        weights: what the first of `models` is called in `metrics.json`.
 
     Returns:
-        {weights: {hand: metrics}}, on every rank, from the files as written.
+        What `metrics.json` says, on every rank.
     """
-
     ranks = _scores_by_rank(batches, models, hands, runtime, to_clips)
 
-    def compute() -> dict[str, dict[str, dict[str, float]]]:
-        result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
-        folders = {name: output_dir / name if i else output_dir for i, name in enumerate(models)}
-        for name, hand in itertools.product(models, hands):
-            scores = [rank[hand][name] for rank in ranks]
+    def merge_one(name: str, folder: Path) -> dict[str, Any]:
+        metrics = {}
+        for hand in hands:
             written = [
-                _write_and_read(folders[name] / f"{rank}_{hand}.txt", part)
-                for rank, part in enumerate(scores)
+                _write_and_read(folder / f"{rank}_{hand}.txt", scores[hand][name])
+                for rank, scores in enumerate(ranks)
             ]
-            merged, result[name][hand] = _merge_ranks(written, hand)
-            write_predictions(folders[name] / f"predictions_{hand}.csv", merged)
-        return result
+            merged, metrics[hand] = _merge_ranks(written, hand)
+            write_predictions(folder / f"predictions_{hand}.csv", merged)
+        return with_mean_top1(metrics)
+
+    def compute() -> dict[str, Any]:
+        main = next(iter(models))
+        merged = {name: merge_one(name, output_dir if name == main else output_dir / name) for name in models}
+        metrics = merged[main] | {"weights": weights, "ema": merged.get("ema")}
+        write_json(output_dir / "metrics.json", metrics)
+        return metrics
 
     return on_main(compute)
 

@@ -1,4 +1,4 @@
-"""Evaluation that knows nothing of hands: scores of views, result files, merging, metrics.
+"""What knows nothing of hands: scoring views, result files, merging, metrics, checkpoints.
 
 Shapes: R rows (views of clips), M clips, C classes.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 import csv
 import dataclasses
 import io
+import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
+from torch import nn
 
-from utils import UserError, write_text
+from utils import UserError, save_checkpoint, write_text
+
+log = logging.getLogger(__name__)
 
 MERGE_METHODS = ("prob", "score")
 
@@ -108,9 +112,7 @@ def write_results(path: Path, scores: ViewScores) -> None:
     top1, top5 = topk_accuracy(scores.logits, scores.labels) if scores.names else (0.0, 0.0)
     text = io.StringIO()
     text.write(f"{top1}, {top5}\n")
-    rows = zip(
-        scores.names, scores.logits, scores.labels, scores.chunks, scores.splits, strict=True
-    )
+    rows = zip(scores.names, scores.logits, scores.labels, scores.chunks, scores.splits, strict=True)
     for name, logits, label, chunk, split in rows:
         text.write(f"{name} {logits.tolist()} {label} {chunk} {split}\n")
     write_text(path, text.getvalue())
@@ -191,9 +193,7 @@ def merge(eval_path: str | Path, num_tasks: int, method: str = "prob") -> tuple[
     return _merge_files([Path(eval_path) / f"{rank}.txt" for rank in range(num_tasks)], method)
 
 
-def merge_hand(
-    eval_path: str | Path, num_tasks: int, hand: str, method: str = "prob"
-) -> tuple[float, float]:
+def merge_hand(eval_path: str | Path, num_tasks: int, hand: str, method: str = "prob") -> tuple[float, float]:
     """Merges one hand's `{rank}_{hand}.txt` files, like `merge`."""
     paths = [Path(eval_path) / f"{rank}_{hand}.txt" for rank in range(num_tasks)]
     return _merge_files(paths, method)
@@ -261,3 +261,104 @@ def write_predictions(path: Path, clips: ClipScores) -> None:
     for row in zip(clips.names, clips.labels, predicted, best, strict=True):
         writer.writerow([*row[:3], f"{row[3]:.6f}"])
     write_text(path, text.getvalue())
+
+
+def with_mean_top1(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Metrics by name and, beside them, the mean of their top-1."""
+    return {**metrics, "mean_top1": float(np.mean([m["top1"] for m in metrics.values()]))}
+
+
+def describe_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
+    """One line: accuracies, loss and coverage under each name."""
+    parts = []
+    for name, m in metrics.items():
+        text = f"{name} top-1 {m['top1']:.2f}% top-5 {m['top5']:.2f}%"
+        text += f" class mean {m['mean_class_acc']:.2f}%"
+        text += f" loss {m['loss']:.4f}" if "loss" in m else ""
+        parts.append(f"{text} ({m['clips'] - m['unreadable']} of {m['clips']} clips)")
+    return ", ".join(parts)
+
+
+# --------------------------------------------------------------------------------- checkpoints
+
+# Where a checkpoint keeps what only this project knows.
+STATE_KEY = "alternating"
+
+
+@dataclasses.dataclass
+class Progress:
+    """What a run remembers of itself in its checkpoints."""
+
+    step: int = 0  # optimizer steps made
+    best: dict[str, float] = dataclasses.field(default_factory=dict)  # top-1 by checkpoint name
+    bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    epoch_sums: list[list[float]] | None = None  # of an unfinished epoch, over all ranks
+
+
+@dataclasses.dataclass
+class TrainingState:
+    """All that changes in training, as one checkpoint holds it."""
+
+    model: nn.Module  # unwrapped
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    ema: Any | None  # timm's ModelEmaV3
+    progress: Progress
+    steps_per_epoch: int
+    args: Mapping[str, Any]
+
+    def save(self, folder: Path, *names: str) -> None:
+        """Writes `checkpoint-{name}.pth` for each of the names."""
+        content = {
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "epoch": (self.progress.step - 1) // self.steps_per_epoch,
+            "args": dict(self.args),
+            STATE_KEY: dataclasses.asdict(self.progress),
+        }
+        if self.ema is not None:
+            content["model_ema"] = self.ema.module.state_dict()
+        for name in names:
+            save_checkpoint(folder / f"checkpoint-{name}.pth", content)
+
+    def load(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        """Goes on from a checkpoint of this project or of the published trainers.
+
+        Raises:
+            UserError: it does not fit, naming the file.
+        """
+        load_weights(self.model, checkpoint, "model", path)
+        if self.ema is not None:
+            key = "model_ema" if "model_ema" in checkpoint else "model"
+            load_weights(self.ema.module, checkpoint, key, path)
+        try:
+            self.optimizer.load_state_dict(checkpoint["optimizer"])
+            if checkpoint.get("scaler") and self.scaler.is_enabled():
+                self.scaler.load_state_dict(checkpoint["scaler"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: its optimizer state does not fit: {error}") from None
+        if STATE_KEY in checkpoint:
+            self.progress = Progress(**checkpoint[STATE_KEY])
+        elif isinstance(checkpoint.get("epoch"), int):
+            self.progress.step = (checkpoint["epoch"] + 1) * self.steps_per_epoch
+        else:
+            log.warning("%s does not say its epoch: starting at --start_epoch", path)
+
+
+def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path: str | Path) -> None:
+    """Fills a model with exactly the weights under a key of a checkpoint.
+
+    Raises:
+        UserError: there are none, or names or shapes differ; the file is named.
+    """
+    if key not in checkpoint:
+        raise UserError(f"{path}: holds no weights under {key!r}")
+    try:
+        model.load_state_dict(checkpoint[key])
+    except RuntimeError as error:
+        reasons = [line.strip() for line in str(error).splitlines()[1:4]]
+        raise UserError(
+            f"{path}: does not fit the model; check --model, --depth, --num_frames and the class "
+            f"counts: {'; '.join(reasons)}"
+        ) from None

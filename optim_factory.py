@@ -1,13 +1,18 @@
-"""Parameter groups, layer-wise learning-rate decay and optimizers by name."""
+"""What a step optimises and how: parameter groups, layer decay, optimizers, schedules, loss, mixup."""
 
 import logging
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
+import numpy as np
 import torch
+from timm.data.mixup import Mixup
+from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info
 from torch import nn
+
+from utils import UserError, cosine_scheduler
 
 logger = logging.getLogger(__name__)
 
@@ -28,6 +33,40 @@ OPTIMIZERS = (
 )
 FUSABLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
 FUSED_DEVICES = {"cpu", "cuda"}
+
+
+def add_optimization_args(parser: ArgumentParser) -> None:
+    """Adds the flags that this module reads, with the two-hand recipe's defaults."""
+    add = parser.add_argument_group("optimization").add_argument
+    add("--batch_size", type=int, default=4, help="clips a micro step and GPU")
+    add("--epochs", type=int, default=50, help="epochs of the longer list over both hands' steps")
+    add("--update_freq", type=int, default=1, help="micro steps a step (gradient accumulation)")
+    add("--alternation_steps", type=int, default=50, help="optimizer steps before the other hand's turn")
+    add("--opt", default="adamw", help="timm optimizer")
+    add("--opt_eps", type=float, default=1e-8, help="its epsilon")
+    add("--opt_betas", type=float, nargs="+", default=[0.9, 0.999], help="its betas")
+    add("--momentum", type=float, default=0.9, help="of SGD")
+    add("--clip_grad", type=float, default=5.0, help="greatest gradient norm; 0: no clipping")
+    add("--weight_decay", type=float, default=0.1, help="of weights with two or more dimensions")
+    add("--weight_decay_end", type=float, help="its value at the end (cosine); default: constant")
+    add("--lr", type=float, default=1e-3, help="learning rate for 256 clips a step; scaled by the batch")
+    add("--layer_decay", type=float, default=0.9, help="factor on the rate from layer to layer down")
+    add("--warmup_lr", type=float, default=1e-8, help="rate of the first step, scaled like --lr")
+    add("--min_lr", type=float, default=1e-6, help="rate at the end, scaled like --lr")
+    add("--warmup_epochs", type=int, default=5, help="epochs of linear warm-up")
+    add("--warmup_steps", type=int, default=-1, help="steps of warm-up; wins over epochs if positive")
+    add("--model_ema", action="store_true", help="keep and evaluate a moving average of the weights")
+    add("--model_ema_decay", type=float, default=0.9999, help="its decay a step")
+    add("--model_ema_force_cpu", action="store_true", help="keep it in the host's memory")
+    add = parser.add_argument_group("mixup").add_argument
+    add("--mixup", type=float, default=0.8, metavar="ALPHA", help="0: no mixup")
+    add("--cutmix", type=float, default=1.0, metavar="ALPHA", help="0: no CutMix")
+    add("--cutmix_minmax", type=float, nargs=2, help="least and greatest share; switches CutMix on")
+    add("--cutmix_region", choices=("frame", "published"), default="frame",
+        help="cut a box of every frame; published: of time and height, as there")  # fmt: skip
+    add("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of either")
+    add("--mixup_switch_prob", type=float, default=0.5, metavar="P", help="of CutMix, if both are on")
+    add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="draw for what")
 
 
 def get_num_layer_for_vit(name: str, num_max_layer: int) -> int:
@@ -161,9 +200,7 @@ def create_optimizer(
     if filter_bias_and_bn:
         if skip_list is None:
             skip_list = getattr(model, "no_weight_decay", set)()
-        params = get_parameter_groups(
-            model, args.weight_decay, skip_list, get_num_layer, get_layer_scale
-        )
+        params = get_parameter_groups(model, args.weight_decay, skip_list, get_num_layer, get_layer_scale)
     else:
         params = [p for p in model.parameters() if p.requires_grad]
     return create_optimizer_v2(
@@ -211,3 +248,186 @@ def _extra_options(
     if optimizer_class in FUSABLE and {p.device.type for p in model.parameters()} <= FUSED_DEVICES:
         options["fused"] = True
     return options
+
+
+def create_schedules(
+    args: Namespace, clips_a_step: int, steps_per_epoch: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Creates the learning rate and the weight decay of every step of a run.
+
+    Args:
+        args: Reads `lr`, `min_lr` and `warmup_lr`, given for 256 clips a step and scaled by the
+            batch; `epochs`, `warmup_epochs`, `warmup_steps`, `weight_decay`, `weight_decay_end`.
+        clips_a_step: Clips of an optimizer step over all processes, without repeated views.
+        steps_per_epoch: Optimizer steps an epoch.
+
+    Returns:
+        Two float64 arrays of one value a step.
+
+    Raises:
+        ValueError: If the warm-up is longer than the run.
+
+    Source: VideoMAE V2.
+    """
+    scale = clips_a_step / 256
+    rates = cosine_scheduler(
+        args.lr * scale,
+        args.min_lr * scale,
+        args.epochs,
+        steps_per_epoch,
+        args.warmup_epochs,
+        args.warmup_lr * scale,
+        args.warmup_steps,
+    )
+    decay_end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
+    return rates, cosine_scheduler(args.weight_decay, decay_end, args.epochs, steps_per_epoch)
+
+
+def uses_mixup(args: Namespace) -> bool:
+    """Returns whether mixup or CutMix is on."""
+    return bool(args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax)
+
+
+def create_mixup(args: Namespace, num_classes: int) -> Mixup | None:
+    """Creates timm's Mixup/CutMix for one hand's classes, or None if both are off."""
+    if not uses_mixup(args):
+        return None
+    return Mixup(
+        mixup_alpha=args.mixup,
+        cutmix_alpha=args.cutmix,
+        cutmix_minmax=args.cutmix_minmax,
+        prob=args.mixup_prob,
+        switch_prob=args.mixup_switch_prob,
+        mode=args.mixup_mode,
+        label_smoothing=args.smoothing,
+        num_classes=num_classes,
+    )
+
+
+def create_criterion(args: Namespace) -> nn.Module:
+    """Creates soft-target cross entropy for mixup, else cross entropy with label smoothing."""
+    if uses_mixup(args):
+        return SoftTargetCrossEntropy()
+    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
+
+
+class GradientUpdater:
+    """Rates, backward pass, clipping and the optimizer step, without waiting for the device.
+
+    A non-finite loss poisons its gradients, which the all-reduce spreads to all ranks and which
+    masks the optimizer step everywhere; from then on every step is masked, so that the weights stay
+    those of the last good step until the host reads `first_bad_step`.
+
+    Args:
+        optimizer: One over the groups of `get_parameter_groups`.
+        lr_schedule: Learning rate of each step of the run.
+        weight_decay_schedule: Weight decay of each step, for the groups that decay.
+        update_freq: Micro steps (backward passes) a step.
+        clip_grad: Greatest norm of the gradients; 0 does not clip.
+        device: Where the model is.
+        amp_dtype: float16 scales the loss (and skips steps that overflow); others need it not.
+
+    Attributes:
+        scaler: The gradient scaler; its state belongs into checkpoints.
+        first_bad_step: On the device: first step whose loss or gradients were not finite, or -1.
+    """
+
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        lr_schedule: np.ndarray,
+        weight_decay_schedule: np.ndarray,
+        *,
+        update_freq: int,
+        clip_grad: float,
+        device: torch.device,
+        amp_dtype: torch.dtype,
+    ):
+        self.optimizer = optimizer
+        self.lr_schedule, self.weight_decay_schedule = lr_schedule, weight_decay_schedule
+        self.update_freq, self.clip_grad = update_freq, clip_grad
+        self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
+        self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self._decaying = [group["weight_decay"] > 0 for group in optimizer.param_groups]
+        self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
+
+    def set_rates(self, step: int) -> None:
+        """Sets each group's learning rate and weight decay for a step."""
+        for group, decays in zip(self.optimizer.param_groups, self._decaying, strict=True):
+            group["lr"] = float(self.lr_schedule[step] * group["lr_scale"])
+            if decays:
+                group["weight_decay"] = float(self.weight_decay_schedule[step])
+
+    def backward(self, loss: torch.Tensor, step: int) -> None:
+        """Adds the gradients of one micro step's mean loss."""
+        self._note(~torch.isfinite(loss.detach()), step)
+        poison = torch.where(self.first_bad_step >= 0, torch.nan, 1.0)
+        self.scaler.scale(loss * poison / self.update_freq).backward()
+
+    def step(self, step: int) -> torch.Tensor:
+        """Makes the optimizer step and clears the gradients; returns the norm before clipping."""
+        self.scaler.unscale_(self.optimizer)
+        params = [p for group in self.optimizer.param_groups for p in group["params"]]
+        params = [p for p in params if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm([p.grad for p in params])
+        if self.clip_grad:
+            torch.nn.utils.clip_grads_with_norm_(params, self.clip_grad, norm)
+        if self.scaler.is_enabled():
+            # In fp16 an overflow is the scaler's daily business: it skips the step and goes on.
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self._masked_step(~torch.isfinite(norm), step)
+        self.optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def _masked_step(self, bad: torch.Tensor, step: int) -> None:
+        self._note(bad, step)
+        if self._masks_on_device:
+            self.optimizer.grad_scale, self.optimizer.found_inf = None, bad.float()
+            self.optimizer.step()
+        elif not bad:  # optimizers without a mask on the device make the host wait here
+            self.optimizer.step()
+
+    def _note(self, bad: torch.Tensor, step: int) -> None:
+        newly_bad = bad & (self.first_bad_step < 0)
+        self.first_bad_step = torch.where(newly_bad, step, self.first_bad_step)
+
+
+def create_updater(
+    args: Namespace,
+    model: nn.Module,
+    device: torch.device,
+    amp_dtype: torch.dtype,
+    clips_a_step: int,
+    steps_per_epoch: int,
+) -> GradientUpdater:
+    """Creates the optimizer with layer-wise rates, and its schedules.
+
+    Raises:
+        UserError: An unknown optimizer, or a warm-up that does not fit.
+    """
+    num_layers = model.get_num_layers()
+    assigner = build_layer_decay(args.layer_decay, num_layers)
+    try:
+        optimizer = create_optimizer(
+            args,
+            model,
+            get_num_layer=lambda name: get_num_layer_for_vit(name, num_layers + 2),
+            get_layer_scale=assigner and assigner.get_scale,
+        )
+    except ValueError as error:
+        raise UserError(f"--opt {args.opt}: {error}") from None
+    try:
+        rates, decays = create_schedules(args, clips_a_step, steps_per_epoch)
+    except ValueError as error:
+        raise UserError(f"--warmup_steps {args.warmup_steps}: {error}") from None
+    return GradientUpdater(
+        optimizer,
+        rates,
+        decays,
+        update_freq=args.update_freq,
+        clip_grad=args.clip_grad,
+        device=device,
+        amp_dtype=amp_dtype,
+    )

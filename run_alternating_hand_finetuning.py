@@ -16,7 +16,7 @@ import dataclasses
 import logging
 import os
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,44 +24,34 @@ import numpy as np
 import timm
 import torch
 from tensorboardX import SummaryWriter
-from timm.data.mixup import Mixup
-from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.utils import ModelEmaV3
 from torch import nn
-from torch.nn.parallel import DistributedDataParallel
 
 import utils
-from dataset.build import (
-    DATASETS,
-    build_dataset,
-    build_loader,
-    evaluation_batches,
-    resolve_num_classes,
-)
+from dataset.build import DATASETS, build_dataset, build_loader, evaluation_batches, resolve_num_classes
 from dataset.datasets import VideoClsDataset
-from dataset.masking_generator import MASKS
+from dataset.masking_generator import MASKS, TokenMasks, batch_masks
 from dataset.sampling import ShuffledPasses
 from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import (
     Alternation,
-    GradientUpdater,
     HandMeters,
     Recipe,
     Runtime,
     TrainingEpoch,
+    collect_bad_clips,
     final_test_alternating,
+    steps_an_epoch,
     train_one_epoch_alternating,
     training_batches,
     validation_one_epoch_alternating,
 )
+from engine_for_finetuning import STATE_KEY, Progress, TrainingState, describe_metrics, load_weights
 from models import HANDS, PretrainedError, load_pretrained
-from optim_factory import build_layer_decay, create_optimizer, get_num_layer_for_vit
+from optim_factory import add_optimization_args, create_criterion, create_mixup, create_updater, uses_mixup
 from utils import Distributed, UserError
 
 log = logging.getLogger(__name__)
-
-# Where a checkpoint keeps what only this project knows: steps, best results, the epoch's sums.
-STATE_KEY = "alternating"
 
 # ----------------------------------------------------------------------------------- arguments
 
@@ -84,30 +74,13 @@ NOT_INHERITED = {
 
 def _add_model_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
-    add(
-        "--model",
-        default="vit_base_patch16_224_alternating",
-        metavar="NAME",
-        help="registered model",
-    )
+    add("--model", default="vit_base_patch16_224_alternating", metavar="NAME", help="registered model")
     add("--depth", type=int, help="number of blocks, if not the model's own")
     add("--tubelet_size", type=int, default=2, help="frames a token")
     add("--input_size", type=int, default=224, help="height and width of a view, pixels")
     add("--drop", type=float, default=0.0, metavar="P", help="dropout probability")
-    add(
-        "--attn_drop_rate",
-        type=float,
-        default=0.0,
-        metavar="P",
-        help="dropout of attention weights",
-    )
-    add(
-        "--drop_path",
-        type=float,
-        default=0.3,
-        metavar="P",
-        help="stochastic depth of the last block",
-    )
+    add("--attn_drop_rate", type=float, default=0.0, metavar="P", help="dropout of attention weights")
+    add("--drop_path", type=float, default=0.3, metavar="P", help="stochastic depth of the last block")
     add("--head_drop_rate", type=float, default=0.0, metavar="P", help="dropout before both heads")
     add("--init_scale", type=float, default=0.001, help="factor on both heads' initial weights")
     add("--norm_eps", type=float, default=1e-6, help="LayerNorm epsilon; ADH-ViT trained with 1e-5")
@@ -124,35 +97,19 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("hands and data").add_argument
     for hand, name in zip(HANDS, ("left", "right"), strict=True):
         add(f"--{hand}_data_path", metavar="DIR", help=f"folder of the {name} hand's list files")
-        add(
-            f"--{hand}_data_root",
-            default="",
-            metavar="DIR",
-            help="clips' folder; default: the lists'",
-        )
+        add(f"--{hand}_data_root", default="", metavar="DIR", help="clips' folder; default: the lists'")
         add(f"--{hand}_num_classes", type=int, help="classes; default: the data set's")
     add("--one_stream", action="store_true", help="train and test the left hand's data alone")
-    add(
-        "--data_set",
-        choices=DATASETS,
-        default="HAVID",
-        help="sets the class counts; CUSTOM: by lists",
-    )
+    add("--data_set", choices=DATASETS, default="HAVID", help="sets the class counts; CUSTOM: by lists")
     add("--num_workers", type=int, help="decoding processes a rank; default: CPUs / local ranks")
-    _add_switch(add, "pin_mem", "copy batches to GPUs from pinned memory")
+    utils.add_switch(add, "pin_mem", "copy batches to GPUs from pinned memory")
     add = parser.add_argument_group("sampling and views").add_argument
     add("--num_frames", type=int, default=16, help="frames a view")
     add("--sampling_rate", type=int, default=4, help="video frames between frames of a view")
-    add(
-        "--sparse_sample",
-        action="store_true",
-        help="spread a view's frames over the whole clip (TSN)",
-    )
+    add("--sparse_sample", action="store_true", help="spread a view's frames over the whole clip (TSN)")
     add("--short_clips", choices=("published", "stretch"), default="published",
         help="too short a clip: repeat its last frame, or spread its frames evenly")  # fmt: skip
-    add(
-        "--num_sample", type=int, default=2, help="augmented views of each decoded clip in training"
-    )
+    add("--num_sample", type=int, default=2, help="augmented views of each decoded clip in training")
     add("--short_side_size", type=int, default=224, help="short side in evaluations, pixels")
     add("--test_num_segment", type=int, default=5, help="temporal windows a clip in the test")
     add("--test_num_crop", type=int, default=3, help="spatial crops a window in the test")
@@ -170,103 +127,17 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     add("--reprob", type=float, default=0.25, metavar="P", help="probability of random erasing")
     add("--remode", choices=("pixel", "rand", "const"), default="pixel", help="erase with what")
     add("--recount", type=int, default=1, help="most boxes erased in a view")
-    add = parser.add_argument_group("mixup").add_argument
-    add("--mixup", type=float, default=0.8, metavar="ALPHA", help="0: no mixup")
-    add("--cutmix", type=float, default=1.0, metavar="ALPHA", help="0: no CutMix")
-    add("--cutmix_minmax", type=float, nargs=2, help="least and greatest share; switches CutMix on")
-    add("--cutmix_region", choices=("frame", "published"), default="frame",
-        help="cut a box of every frame; published: of time and height, as there")  # fmt: skip
-    add("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of either")
-    add(
-        "--mixup_switch_prob",
-        type=float,
-        default=0.5,
-        metavar="P",
-        help="of CutMix, if both are on",
-    )
-    add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="draw for what")
 
 
-def _add_optimization_args(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument_group("optimization").add_argument
-    add("--batch_size", type=int, default=4, help="clips a micro step and GPU")
-    add("--epochs", type=int, default=50, help="epochs of the longer list over both hands' steps")
-    add("--update_freq", type=int, default=1, help="micro steps a step (gradient accumulation)")
-    add(
-        "--alternation_steps",
-        type=int,
-        default=50,
-        help="optimizer steps before the other hand's turn",
-    )
-    add("--opt", default="adamw", help="timm optimizer")
-    add("--opt_eps", type=float, default=1e-8, help="its epsilon")
-    add("--opt_betas", type=float, nargs="+", default=[0.9, 0.999], help="its betas")
-    add("--momentum", type=float, default=0.9, help="of SGD")
-    add("--clip_grad", type=float, default=5.0, help="greatest gradient norm; 0: no clipping")
-    add("--weight_decay", type=float, default=0.1, help="of weights with two or more dimensions")
-    add("--weight_decay_end", type=float, help="its value at the end (cosine); default: constant")
-    add(
-        "--lr",
-        type=float,
-        default=1e-3,
-        help="learning rate for 256 clips a step; scaled by the batch",
-    )
-    add(
-        "--layer_decay", type=float, default=0.9, help="factor on the rate from layer to layer down"
-    )
-    add("--warmup_lr", type=float, default=1e-8, help="rate of the first step, scaled like --lr")
-    add("--min_lr", type=float, default=1e-6, help="rate at the end, scaled like --lr")
-    add("--warmup_epochs", type=int, default=5, help="epochs of linear warm-up")
-    add(
-        "--warmup_steps",
-        type=int,
-        default=-1,
-        help="steps of warm-up; wins over epochs if positive",
-    )
-    add(
-        "--model_ema", action="store_true", help="keep and evaluate a moving average of the weights"
-    )
-    add("--model_ema_decay", type=float, default=0.9999, help="its decay a step")
-    add("--model_ema_force_cpu", action="store_true", help="keep it in the host's memory")
-
-
-def _add_run_args(parser: argparse.ArgumentParser) -> None:
+def _add_evaluation_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("evaluation").add_argument
     add("--eval", action="store_true", help="only the multi-view test of a checkpoint")
     add("--validation", action="store_true", help="only the validation of a checkpoint")
     add("--disable_eval_during_finetuning", action="store_true", help="no validation after epochs")
     add("--test_weights", choices=("last", "best", "ema"), default="last", help="tested at the end")
-    add = parser.add_argument_group("checkpoints and logs").add_argument
-    add("--output_dir", default="", metavar="DIR", help="all that is written; default: output, or the "
-        "tested checkpoint's folder")  # fmt: skip
-    add("--log_dir", metavar="DIR", help="TensorBoard events; default: OUTPUT_DIR/tensorboard")
-    add("--log_interval", type=int, default=10, help="steps from one progress line to the next")
-    add("--resume", default="", metavar="FILE", help="checkpoint to go on from or to test")
-    _add_switch(add, "auto_resume", "go on from the newest checkpoint in the output folder")
-    _add_switch(add, "save_ckpt", "write checkpoints")
-    add("--save_ckpt_freq", type=int, default=10, help="epochs between kept checkpoints")
-    add("--save_ckpt_steps", type=int, default=0, help="steps between step checkpoints; 0: none")
-    add("--keep_ckpts", type=int, default=2, help="step checkpoints to keep")
-    add("--start_epoch", type=int, default=0, help="first epoch, where no checkpoint says it")
-    add = parser.add_argument_group("runtime").add_argument
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
-    add("--seed", type=int, default=0, help="seed of everything random")
-    add("--amp_dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
-        help="precision; auto: bf16 where native, else fp16; fp32 on CPUs")  # fmt: skip
-    add("--deterministic", action="store_true", help="repeatable GPU kernels, slower")
-    add("--dist_url", default="env://", help="where the processes meet")
-    add("--dist_on_itp", action="store_true", help="take ranks from Open MPI")
-    add("--dist_timeout", type=float, default=60, help="longest wait for another process, minutes")
-    add("--world_size", type=int, help="number of processes that must be there")
-    add("--enable_deepspeed", action="store_true", help="refused")
     for name, kind in NO_EFFECT.items():
         options = {"action": "store_true"} if kind is None else {"type": kind}
         add(f"--{name}", default=None, help="has no effect", **options)
-
-
-def _add_switch(add: Callable[..., Any], name: str, help_text: str) -> None:
-    add(f"--{name}", action="store_true", default=True, help=help_text)
-    add(f"--no_{name}", action="store_false", dest=name, help=f"not: {help_text}")
 
 
 def get_parser() -> argparse.ArgumentParser:
@@ -277,13 +148,14 @@ def get_parser() -> argparse.ArgumentParser:
         formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, width=110),
     )
     for add_args in (
-        _add_model_args, _add_data_args, _add_augmentation_args, _add_optimization_args, _add_run_args,
+        _add_model_args, _add_data_args, _add_augmentation_args, add_optimization_args, _add_evaluation_args,
+        utils.add_runtime_args,
     ):  # fmt: skip
         add_args(parser)
     return parser
 
 
-def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
+def get_args(argv: Sequence[str] | None = None, local_world_size: int = 1) -> argparse.Namespace:
     """Parses the command line; `--eval` and `--validation` take the rest from the checkpoint.
 
     Raises:
@@ -292,7 +164,7 @@ def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.eval or args.validation:
-        args.resume = str(_checkpoint_to_evaluate(args))
+        args.resume = str(utils.checkpoint_to_evaluate(args))
         saved = utils.read_checkpoint(args.resume, lazy=True)
         if STATE_KEY in saved:  # one of ours; the published trainers' flags mean other things
             inherited = {k: v for k, v in saved["args"].items() if k not in NOT_INHERITED}
@@ -301,22 +173,13 @@ def get_args(argv: Sequence[str] | None = None) -> argparse.Namespace:
         args.output_dir = args.output_dir or str(Path(args.resume).parent)
     args.output_dir = args.output_dir or "output"
     check_args(args)
+    # Defaults that depend on the lists and on the machine; from here on the arguments do not change.
+    for hand in active_hands(args):
+        given, path = getattr(args, f"{hand}_num_classes"), getattr(args, f"{hand}_data_path")
+        setattr(args, f"{hand}_num_classes", resolve_num_classes(args.data_set, given, path, hand))
+    if args.num_workers is None:
+        args.num_workers = max(1, len(os.sched_getaffinity(0)) // local_world_size)
     return args
-
-
-def _checkpoint_to_evaluate(args: argparse.Namespace) -> Path:
-    """The file that `--resume` names, or the one in the output folder that `--test_weights` means."""
-    if args.resume:
-        return Path(args.resume)
-    folder = Path(args.output_dir or "output")
-    found = utils.resume_candidates(folder)
-    if args.test_weights == "best":
-        found = [path for path in found if path.name == "checkpoint-best.pth"]
-    if not found:
-        raise UserError(
-            f"no checkpoint to evaluate in {folder}: give --resume FILE or --output_dir"
-        )
-    return found[0]
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -325,7 +188,6 @@ def check_args(args: argparse.Namespace) -> None:
     Raises:
         UserError: the first contradiction, naming the flag.
     """
-    mixes = args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax
     positive = ("tubelet_size", "input_size", "num_frames", "sampling_rate", "num_sample", "batch_size",
                 "update_freq", "alternation_steps", "epochs", "test_num_segment", "test_num_crop",
                 "log_interval", "save_ckpt_freq", "recount")  # fmt: skip
@@ -341,15 +203,15 @@ def check_args(args: argparse.Namespace) -> None:
          f"--input_size {args.input_size}: views would not fit"),
         (args.num_frames % args.tubelet_size, f"--num_frames {args.num_frames} does not divide by "
          f"--tubelet_size {args.tubelet_size}"),
-        (mixes and args.batch_size * args.num_sample % 2, f"--batch_size {args.batch_size} x --num_sample "
-         f"{args.num_sample} is odd: mixup wants an even batch (or --mixup 0 --cutmix 0)"),
+        (uses_mixup(args) and args.batch_size * args.num_sample % 2, f"--batch_size {args.batch_size} x "
+         f"--num_sample {args.num_sample} is odd: mixup wants an even batch (or --mixup 0 --cutmix 0)"),
         (args.warmup_steps <= 0 and args.warmup_epochs > args.epochs,
          f"--warmup_epochs {args.warmup_epochs} is more than --epochs {args.epochs}"),
         (not args.weight_decay and args.weight_decay_end, "--weight_decay_end needs --weight_decay above 0"),
         (args.test_weights == "ema" and not (args.model_ema or args.eval),
          "--test_weights ema needs --model_ema"),
-        (args.test_weights == "best" and not (args.eval or args.save_ckpt)
-         or args.test_weights == "best" and args.disable_eval_during_finetuning and not args.eval,
+        (args.test_weights == "best" and not args.eval
+         and (args.disable_eval_during_finetuning or not args.save_ckpt),
          "--test_weights best needs validation and checkpoints during training"),
     )  # fmt: skip
     for condition, message in refused:
@@ -399,19 +261,6 @@ def build_datasets(
     return {mode: {hand: dataset_of(mode, hand) for hand in num_classes} for mode in modes}
 
 
-def count_classes(args: argparse.Namespace) -> dict[str, int]:
-    """{hand: number of classes} of the hands of this run."""
-    return {
-        hand: resolve_num_classes(
-            args.data_set,
-            getattr(args, f"{hand}_num_classes"),
-            getattr(args, f"{hand}_data_path"),
-            hand,
-        )
-        for hand in active_hands(args)
-    }
-
-
 def build_model(args: argparse.Namespace, num_classes: Mapping[str, int]) -> nn.Module:
     """The two-headed model; a hand that does not take part has no head."""
     depth = {} if args.depth is None else {"depth": args.depth}
@@ -437,39 +286,6 @@ def build_model(args: argparse.Namespace, num_classes: Mapping[str, int]) -> nn.
         raise UserError(f"--model {args.model}: {error}") from error
 
 
-def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path: str) -> None:
-    """Fills the model with all weights under a key of a checkpoint of this project or ADH-ViT.
-
-    Raises:
-        UserError: the weights do not fit, naming the file.
-    """
-    if key not in checkpoint:
-        raise UserError(f"{path}: holds no weights under {key!r}")
-    try:
-        model.load_state_dict(checkpoint[key])
-    except RuntimeError as error:
-        reason = "; ".join(line.strip() for line in str(error).splitlines()[1:4])
-        raise UserError(
-            f"{path}: does not fit the model; check --model, --depth and the class counts: {reason}"
-        ) from None
-
-
-def pick_amp_dtype(name: str, device: torch.device) -> torch.dtype:
-    """The precision of `--amp_dtype` on a device."""
-    if name == "auto" and device.type != "cuda":
-        name = "fp32"
-    if name == "auto":
-        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
-    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
-
-
-def make_deterministic() -> None:
-    """Asks GPUs for repeatable kernels; CPUs are repeatable anyway."""
-    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
-    torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.backends.cudnn.benchmark = False
-
-
 # ------------------------------------------------------------------------------------ evaluation
 
 
@@ -492,53 +308,22 @@ class Evaluator:
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
-        result = validation_one_epoch_alternating(
-            self._batches("validation", 1),
-            models,
-            tuple(self.datasets["validation"]),
-            self.runtime,
-            ClipsToInput(),
-        )
+        batches, hands = self._batches("validation", 1), tuple(self.datasets["validation"])
+        result = validation_one_epoch_alternating(batches, models, hands, self.runtime, ClipsToInput())
         for name, metrics in result.items():
-            log.info("validation (%s): %s", name, describe(metrics))
+            log.info("validation (%s): %s", name, describe_metrics(metrics))
         return result
 
-    def test(self, models: Mapping[str, nn.Module], weights: str) -> dict[str, Any]:
-        """The multi-view test; writes result files and `metrics.json`, returns what is in it."""
+    def test(self, models: Mapping[str, nn.Module], weights: str) -> None:
+        """The multi-view test: writes the result files and `metrics.json`."""
+        batches = self._batches("test", self.args.test_num_segment * self.args.test_num_crop)
+        hands = tuple(self.datasets["test"])
         result = final_test_alternating(
-            self._batches("test", self.args.test_num_segment * self.args.test_num_crop),
-            models,
-            tuple(self.datasets["test"]),
-            self.runtime,
-            ClipsToInput(),
-            self.output_dir,
+            batches, models, hands, self.runtime, ClipsToInput(), self.output_dir, weights
         )
-        main = next(iter(result))
-        metrics = with_mean(result[main]) | {
-            "weights": weights,
-            "ema": with_mean(result["ema"]) if "ema" in result else None,
-        }
-        if self.dist.is_main:
-            utils.write_json(self.output_dir / "metrics.json", metrics)
-        log.info("test, merged over views (%s): %s", weights, describe(result[main]))
+        tested = {hand: result[hand] for hand in hands}
+        log.info("test, merged over views (%s): %s", weights, describe_metrics(tested))
         log.info("written: %s", self.output_dir / "metrics.json")
-        return metrics
-
-
-def with_mean(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
-    """The hands' metrics and the mean of their top-1."""
-    return {**metrics, "mean_top1": float(np.mean([m["top1"] for m in metrics.values()]))}
-
-
-def describe(metrics: Mapping[str, Mapping[str, float]]) -> str:
-    """One line: accuracies, loss and coverage of each hand."""
-    parts = []
-    for hand, m in metrics.items():
-        text = f"{hand} top-1 {m['top1']:.2f}% top-5 {m['top5']:.2f}%"
-        text += f" class mean {m['mean_class_acc']:.2f}%"
-        text += f" loss {m['loss']:.4f}" if "loss" in m else ""
-        parts.append(f"{text} ({m['clips'] - m['unreadable']} of {m['clips']} clips)")
-    return ", ".join(parts)
 
 
 def pins(args: argparse.Namespace, dist: Distributed) -> bool:
@@ -549,18 +334,8 @@ def pins(args: argparse.Namespace, dist: Distributed) -> bool:
 # -------------------------------------------------------------------------------------- training
 
 
-@dataclasses.dataclass
-class Progress:
-    """What a run remembers of itself, in checkpoints."""
-
-    step: int = 0  # optimizer steps made
-    best: dict[str, float] = dataclasses.field(default_factory=dict)  # top-1: mean and each hand's
-    bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
-    epoch_sums: list[list[float]] | None = None  # of an unfinished epoch, over all ranks
-
-
 class Training:
-    """A run's training: all that changes in it, its checkpoints and its epochs."""
+    """A run's training: its state, and its epochs."""
 
     def __init__(
         self,
@@ -570,20 +345,42 @@ class Training:
         num_classes: Mapping[str, int],
         evaluator: Evaluator,
     ):
-        self.args, self.dist, self.model, self.evaluator = args, dist, model, evaluator
-        self.datasets = evaluator.datasets["train"]
-        self.output_dir = evaluator.output_dir
-        self.recipe = make_recipe(args, dist, evaluator.runtime, self.datasets)
-        self.optimizer = make_optimizer(args, model)
-        self.updater = GradientUpdater(self.optimizer, self.recipe)
-        self.ema = None
-        if args.model_ema:
-            device = torch.device("cpu") if args.model_ema_force_cpu else None
-            self.ema = ModelEmaV3(model, decay=args.model_ema_decay, device=device)
-        self.mixups = {hand: make_mixup(args, num_classes[hand]) for hand in self.datasets}
-        self.progress = Progress(step=args.start_epoch * self.recipe.steps_per_epoch)
-        log_dir = args.log_dir or self.output_dir / "tensorboard"
-        self.writer = SummaryWriter(str(log_dir)) if dist.is_main else None
+        self.args, self.dist, self.evaluator = args, dist, evaluator
+        self.datasets, self.output_dir = evaluator.datasets["train"], evaluator.output_dir
+        clips_a_step = args.batch_size * args.update_freq * dist.world_size
+        steps_per_epoch = steps_an_epoch(map(len, self.datasets.values()), clips_a_step)
+        runtime = evaluator.runtime
+        self.updater = create_updater(
+            args, model, runtime.device, runtime.amp_dtype, clips_a_step, steps_per_epoch
+        )
+        log.info(
+            "%d epochs of %d steps of %d clips; a turn is %d steps; highest learning rate %.3g",
+            *(args.epochs, steps_per_epoch, clips_a_step, args.alternation_steps),
+            self.updater.lr_schedule.max(),
+        )
+        self.recipe = Recipe(
+            runtime=runtime,
+            alternation=Alternation(tuple(self.datasets), args.alternation_steps),
+            steps_per_epoch=steps_per_epoch,
+            seed=args.seed,
+            rank=dist.rank,
+            log_interval=args.log_interval,
+            cutmix_region=args.cutmix_region,
+        )
+        ema_device = torch.device("cpu") if args.model_ema_force_cpu else None
+        self.state = TrainingState(
+            model=model,
+            optimizer=self.updater.optimizer,
+            scaler=self.updater.scaler,
+            ema=ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None,
+            progress=Progress(step=args.start_epoch * steps_per_epoch),
+            steps_per_epoch=steps_per_epoch,
+            args=vars(args),
+        )
+        self.mixups = {hand: create_mixup(args, num_classes[hand]) for hand in self.datasets}
+        self.writer = None
+        if dist.is_main:
+            self.writer = SummaryWriter(str(args.log_dir or self.output_dir / "tensorboard"))
 
     def resume(self) -> None:
         """Goes on from `--resume`, or from the newest checkpoint in the output folder."""
@@ -591,74 +388,40 @@ class Training:
         if not path and self.args.auto_resume:
             newest = utils.on_main(lambda: utils.resume_candidates(self.output_dir)[:1])
             path = str(newest[0]) if newest else ""
-        if not path:
-            return
-        checkpoint = utils.on_main(lambda: utils.read_checkpoint(path))
-        load_weights(self.model, checkpoint, "model", path)
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            if checkpoint.get("scaler"):
-                self.updater.scaler.load_state_dict(checkpoint["scaler"])
-        except (KeyError, ValueError) as error:
-            raise UserError(f"--resume {path}: its optimizer state does not fit: {error}") from None
-        if self.ema is not None:
-            has_ema = "model_ema" in checkpoint
-            load_weights(self.ema.module, checkpoint, "model_ema" if has_ema else "model", path)
-        if STATE_KEY in checkpoint:
-            self.progress = Progress(**checkpoint[STATE_KEY])
-        elif isinstance(checkpoint.get("epoch"), int):
-            self.progress.step = (checkpoint["epoch"] + 1) * self.recipe.steps_per_epoch
-        else:
-            log.warning("%s does not say its epoch: starting at --start_epoch", path)
-        log.info("resumed from %s at step %d", path, self.progress.step)
-
-    def save(self, *names: str) -> None:
-        """Writes a checkpoint under each of the names; on rank 0."""
-        if not self.dist.is_main:
-            return
-        content = {
-            "model": self.model.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": self.updater.scaler.state_dict(),
-            "epoch": (self.progress.step - 1) // self.recipe.steps_per_epoch,
-            "args": vars(self.args),
-            STATE_KEY: dataclasses.asdict(self.progress),
-        }
-        if self.ema is not None:
-            content["model_ema"] = self.ema.module.state_dict()
-        for name in names:
-            utils.save_checkpoint(self.output_dir / f"checkpoint-{name}.pth", content)
+        if path:
+            self.state.load(utils.on_main(lambda: utils.read_checkpoint(path)), path)
+            log.info("resumed from %s at step %d", path, self.state.progress.step)
 
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
-        epoch_run, recipe = self._epoch_run(), self.recipe
-        first_epoch = self.progress.step // recipe.steps_per_epoch
+        epoch_run, progress = self._epoch_run(), self.state.progress
+        first_epoch = progress.step // self.recipe.steps_per_epoch
         epoch_log = utils.EpochLog(self.output_dir / "log.txt", first_epoch)
         for epoch in range(first_epoch, self.args.epochs):
-            meters = HandMeters(tuple(self.datasets), self.dist.device, self._share_of_sums())
+            # Sums are added up over ranks when they are read, so one rank takes the saved ones.
+            sums = progress.epoch_sums if self.dist.is_main else None
+            meters = HandMeters(tuple(self.datasets), self.dist.device, sums)
             stats = train_one_epoch_alternating(
-                epoch_run, epoch, self.progress.step, meters, self._record, self._after_step
+                epoch_run, epoch, progress.step, meters, self._record, self._after_step
             )
-            self.progress.epoch_sums = None
-            self._collect_bad_clips(epoch_run)
+            collect_bad_clips(epoch_run, progress.bad_clips, self.output_dir)
             row = {"epoch": epoch, **{f"train_{name}": value for name, value in stats.items()}}
             better = self._validate(row)
             kept = (epoch + 1) % self.args.save_ckpt_freq == 0 or epoch + 1 == self.args.epochs
-            if self.args.save_ckpt:
-                self.save("last", *([str(epoch)] if kept else []), *better)
+            self._save("last", *([str(epoch)] if kept else []), *better)
             if self.dist.is_main:
                 epoch_log.append(row)
 
     def weights_to_test(self) -> dict[str, nn.Module]:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
-        ema = None if self.ema is None else copy.deepcopy(self.ema.module).to(self.dist.device)
+        model, ema = self.state.model, self._ema_on_device()
         if self.args.test_weights == "best":
             path = self.output_dir / "checkpoint-best.pth"
             checkpoint = utils.on_main(lambda: utils.read_checkpoint(path))
-            load_weights(self.model, checkpoint, "model", str(path))
+            load_weights(model, checkpoint, "model", path)
             if ema is not None:
-                load_weights(ema, checkpoint, "model_ema", str(path))
-        return order_weights(self.model, ema, self.args.test_weights)
+                load_weights(ema, checkpoint, "model_ema", path)
+        return name_weights(model, ema, first=self.args.test_weights)
 
     def close(self) -> None:
         """Flushes what is still buffered."""
@@ -666,209 +429,88 @@ class Training:
             self.writer.close()
 
     def _epoch_run(self) -> TrainingEpoch:
-        args, recipe = self.args, self.recipe
+        args, recipe, model = self.args, self.recipe, self.state.model
         passes = {
-            hand: ShuffledPasses(len(dataset), (args.seed, hand))
-            for hand, dataset in self.datasets.items()
+            hand: ShuffledPasses(len(clips), (args.seed, hand)) for hand, clips in self.datasets.items()
         }
         keys = training_batches(
             recipe.alternation,
             passes,
-            range(self.progress.step, len(recipe.lr_schedule)),
+            range(self.state.progress.step, args.epochs * recipe.steps_per_epoch),
             args.batch_size,
             args.update_freq,
             self.dist.rank,
             self.dist.world_size,
         )
         return TrainingEpoch(
-            wrap_distributed(self.model, self.dist, len(self.datasets) > 1),
+            utils.wrap_distributed(model, self.dist, several_heads=len(self.datasets) > 1),
             build_loader(self.datasets, keys, args.num_workers, pins(args, self.dist)),
             self.updater,
-            make_criterion(args),
+            create_criterion(args),
             recipe,
             ClipsToInput(args.remode),
             self.mixups,
-            self.ema,
-            make_token_mask(args, self.model),
+            self.state.ema,
+            make_token_masks(args, model),
         )
 
-    def _share_of_sums(self) -> list[list[float]] | None:
-        # Sums are added up over ranks when they are read, so one rank takes the saved ones.
-        return self.progress.epoch_sums if self.dist.is_main else None
+    def _save(self, *names: str) -> None:
+        if self.args.save_ckpt and self.dist.is_main:
+            self.state.save(self.output_dir, *names)
 
-    def _record(self, step: int, values: Mapping[str, float]) -> None:
+    def _record(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
         if self.writer is not None:
             for name, value in values.items():
-                self.writer.add_scalar(f"train/{name}", value, step)
+                self.writer.add_scalar(f"{group}/{name}", value, step)
 
     def _after_step(self, step: int, meters: HandMeters) -> None:
-        self.progress.step = step
-        every = self.args.save_ckpt_steps
-        if not (self.args.save_ckpt and every and step % every == 0):
+        """Counts the step; at `--save_ckpt_steps`, saves it with the sums of the unfinished epoch."""
+        progress, every = self.state.progress, self.args.save_ckpt_steps
+        progress.step, progress.epoch_sums = step, None
+        if not every or step % every:
             return
-        self.progress.epoch_sums = utils.all_reduce_sum(meters.sums.clone()).tolist()
-        if step % self.recipe.steps_per_epoch == 0:
-            self.progress.epoch_sums = None
-        self.save(f"step-{step}")
+        if step % self.recipe.steps_per_epoch:
+            progress.epoch_sums = utils.all_reduce_sum(meters.sums.clone()).tolist()
+        self._save(f"step-{step}")
         if self.dist.is_main:
             utils.prune_step_checkpoints(self.output_dir, self.args.keep_ckpts)
 
-    def _collect_bad_clips(self, epoch_run: TrainingEpoch) -> None:
-        """Adds this epoch's unreadable clips of all ranks to the lists, and writes those."""
-        gathered = utils.broadcast_object(utils.gather_objects(epoch_run.bad))
-        epoch_run.bad = []
-        for hand, name, reason in (bad for rank in gathered for bad in rank):
-            self.progress.bad_clips.setdefault(hand, {})[name] = reason
-        for hand, bad in self.progress.bad_clips.items() if self.dist.is_main else ():
-            lines = [f"{name}\t{reason}\n" for name, reason in sorted(bad.items())]
-            utils.write_text(self.output_dir / f"bad_clips_{hand}.txt", "".join(lines))
-            log.warning("%s: %d unreadable clips so far, replaced by others", hand, len(bad))
-
     def _validate(self, row: dict[str, Any]) -> list[str]:
-        """Validates and adds the figures to the epoch's row; names of the checkpoints that are best."""
+        """Adds the validation's figures to the epoch's row; returns names of the best checkpoints."""
         if self.args.disable_eval_during_finetuning:
             return []
-        models = {"raw": self.model} | ({} if self.ema is None else {"ema": self._ema_on_device()})
-        result = self.evaluator.validate(models)
-        for name, metrics in result.items():
-            prefix = "val" if name == "raw" else "val_ema"
-            row |= {f"{prefix}_{h}_{k}": v for h, m in metrics.items() for k, v in m.items()}
-        for name, value in row.items() if self.writer is not None else ():
-            if name.startswith("val"):
-                self.writer.add_scalar(name.replace("_", "/", 1), value, self.progress.step)
+        result = self.evaluator.validate(name_weights(self.state.model, self._ema_on_device()))
+        for weights, group in (("raw", "val"), ("ema", "val_ema")):
+            hands = result.get(weights, {})
+            values = {f"{hand}_{name}": value for hand, m in hands.items() for name, value in m.items()}
+            row |= {f"{group}_{name}": value for name, value in values.items()}
+            self._record(self.state.progress.step, values, group)
         scores = {f"best-{hand}": metrics["top1"] for hand, metrics in result["raw"].items()}
         scores["best"] = float(np.mean(list(scores.values())))
-        better = [
-            name for name, score in scores.items() if score > self.progress.best.get(name, -1)
-        ]
-        self.progress.best |= {name: scores[name] for name in better}
+        best = self.state.progress.best
+        better = [name for name, score in scores.items() if score > best.get(name, -1.0)]
+        best |= {name: scores[name] for name in better}
         return better
 
-    def _ema_on_device(self) -> nn.Module:
-        return copy.deepcopy(self.ema.module).to(self.dist.device)
+    def _ema_on_device(self) -> nn.Module | None:
+        ema = self.state.ema
+        return None if ema is None else copy.deepcopy(ema.module).to(self.dist.device)
 
 
-def order_weights(model: nn.Module, ema: nn.Module | None, first: str) -> dict[str, nn.Module]:
-    """Sets of weights to test by name; `first` is `ema` or stands for the raw ones."""
+def name_weights(model: nn.Module, ema: nn.Module | None, first: str = "raw") -> dict[str, nn.Module]:
+    """Sets of weights by name, `ema` ahead if it is to come first."""
     named = {"raw": model} | ({} if ema is None else {"ema": ema})
     return dict(reversed(named.items())) if first == "ema" else named
 
 
-def make_recipe(
-    args: argparse.Namespace,
-    dist: Distributed,
-    runtime: Runtime,
-    datasets: Mapping[str, VideoClsDataset],
-) -> Recipe:
-    """The run's steps and schedules; rates are scaled by the clips of an optimizer step.
-
-    Raises:
-        UserError: the longer list is shorter than one step, or the warm-up longer than the run.
-    """
-    clips_a_step = args.batch_size * args.update_freq * dist.world_size
-    longest = max(len(dataset) for dataset in datasets.values())
-    steps_per_epoch = longest // clips_a_step
-    if steps_per_epoch == 0:
-        raise UserError(
-            f"the longer list has {longest} clips, fewer than the {clips_a_step} of one step: lower "
-            "--batch_size or --update_freq, or use fewer processes"
-        )
-    scale = clips_a_step / 256
-    try:
-        rates = utils.cosine_scheduler(
-            args.lr * scale,
-            args.min_lr * scale,
-            args.epochs,
-            steps_per_epoch,
-            args.warmup_epochs,
-            args.warmup_lr * scale,
-            args.warmup_steps,
-        )
-    except ValueError as error:
-        raise UserError(f"--warmup_steps {args.warmup_steps}: {error}") from None
-    decay_end = args.weight_decay if args.weight_decay_end is None else args.weight_decay_end
-    decays = utils.cosine_scheduler(args.weight_decay, decay_end, args.epochs, steps_per_epoch)
-    log.info(
-        "%d epochs of %d steps of %d clips; a turn is %d steps; highest learning rate %.3g",
-        args.epochs, steps_per_epoch, clips_a_step, args.alternation_steps, args.lr * scale,
-    )  # fmt: skip
-    return Recipe(
-        runtime=runtime,
-        alternation=Alternation(tuple(datasets), args.alternation_steps),
-        steps_per_epoch=steps_per_epoch,
-        update_freq=args.update_freq,
-        seed=args.seed,
-        rank=dist.rank,
-        clip_grad=args.clip_grad,
-        lr_schedule=rates,
-        weight_decay_schedule=decays,
-        log_interval=args.log_interval,
-        cutmix_region=args.cutmix_region,
-    )
-
-
-def make_optimizer(args: argparse.Namespace, model: nn.Module) -> torch.optim.Optimizer:
-    """The optimizer over layer-wise decayed parameter groups."""
-    num_layers = model.get_num_layers()
-    assigner = build_layer_decay(args.layer_decay, num_layers)
-    try:
-        return create_optimizer(
-            args,
-            model,
-            get_num_layer=lambda name: get_num_layer_for_vit(name, num_layers + 2),
-            get_layer_scale=assigner and assigner.get_scale,
-        )
-    except ValueError as error:
-        raise UserError(f"--opt {args.opt}: {error}") from None
-
-
-def make_mixup(args: argparse.Namespace, num_classes: int) -> Mixup | None:
-    """timm's Mixup/CutMix for one hand's classes, or None if both are off."""
-    if not (args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax):
-        return None
-    return Mixup(
-        mixup_alpha=args.mixup,
-        cutmix_alpha=args.cutmix,
-        cutmix_minmax=args.cutmix_minmax,
-        prob=args.mixup_prob,
-        switch_prob=args.mixup_switch_prob,
-        mode=args.mixup_mode,
-        label_smoothing=args.smoothing,
-        num_classes=num_classes,
-    )
-
-
-def make_criterion(args: argparse.Namespace) -> nn.Module:
-    """Soft-target cross entropy with mixup, else cross entropy with label smoothing."""
-    if args.mixup > 0 or args.cutmix > 0 or args.cutmix_minmax:
-        return SoftTargetCrossEntropy()
-    return LabelSmoothingCrossEntropy(args.smoothing) if args.smoothing else nn.CrossEntropyLoss()
-
-
-def make_token_mask(
-    args: argparse.Namespace, model: nn.Module
-) -> Callable[[int, np.random.Generator], torch.Tensor] | None:
-    """Draws a batch's dropped tokens `(N, tokens)`, or None if none are dropped.
-
-    Raises:
-        UserError: a ratio that the kind of mask cannot have.
-    """
+def make_token_masks(args: argparse.Namespace, model: nn.Module) -> TokenMasks | None:
+    """What draws the tokens to drop in training, or None if all are kept."""
     if not args.train_mask_ratio:
         return None
     try:
-        generate = MASKS[args.train_mask_type](model.patch_embed.grid_size, args.train_mask_ratio)
+        return batch_masks(args.train_mask_type, model.patch_embed.grid_size, args.train_mask_ratio)
     except ValueError as error:
         raise UserError(f"--train_mask_ratio {args.train_mask_ratio}: {error}") from None
-    return lambda views, rng: torch.from_numpy(np.stack([generate(rng) for _ in range(views)]))
-
-
-def wrap_distributed(model: nn.Module, dist: Distributed, several_heads: bool) -> nn.Module:
-    """The model as DistributedDataParallel, if there are several processes."""
-    if not dist.active:
-        return model
-    # The resting hand's head takes no part in a step: its gradients must stay absent, not zero.
-    devices = [dist.device] if dist.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=several_heads)
 
 
 # ------------------------------------------------------------------------------------------ main
@@ -884,32 +526,30 @@ def evaluate(args: argparse.Namespace, model: nn.Module, evaluator: Evaluator) -
         load_weights(ema, checkpoint, "model_ema", args.resume)
     log.info("evaluating %s", args.resume)
     if args.validation:
-        result = evaluator.validate(order_weights(model, ema, "raw"))
+        result = evaluator.validate(name_weights(model, ema))
         if evaluator.dist.is_main:
             utils.write_json(evaluator.output_dir / "validation.json", result)
     if args.eval:
         is_best = Path(args.resume).name.startswith("checkpoint-best")
         weights = "best" if is_best and args.test_weights == "last" else args.test_weights
-        evaluator.test(order_weights(model, ema, args.test_weights), weights)
+        evaluator.test(name_weights(model, ema, first=args.test_weights), weights)
 
 
 def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     """The story of a run: arguments, data, model, optimizer; train, validate, test."""
-    args = utils.on_main(lambda: get_args(argv))
-    if args.num_workers is None:
-        args.num_workers = max(1, len(os.sched_getaffinity(0)) // dist.local_world_size)
+    args = utils.on_main(lambda: get_args(argv, dist.local_world_size))
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     utils.setup_logging(dist.rank, output_dir)
     warn_of_flags_without_effect(args)
     if args.deterministic:
-        make_deterministic()
+        utils.make_deterministic()
     utils.seed_global_generators(args.seed)
 
-    num_classes = count_classes(args)
+    num_classes = {hand: getattr(args, f"{hand}_num_classes") for hand in active_hands(args)}
     datasets = build_datasets(args, num_classes)
     model = build_model(args, num_classes).to(dist.device)
-    runtime = Runtime(dist.device, pick_amp_dtype(args.amp_dtype, dist.device))
+    runtime = Runtime(dist.device, utils.pick_amp_dtype(args.amp_dtype, dist.device))
     evaluator = Evaluator(args, dist, datasets, runtime, output_dir)
     if args.eval or args.validation:
         return evaluate(args, model, evaluator)
@@ -956,9 +596,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(argv, dist)
     except UserError as error:
         # An error of a loader's worker arrives with its traceback; the last line is the message.
-        log.error(
-            "error: %s", str(error).strip().splitlines()[-1].removeprefix("utils.UserError: ")
-        )
+        log.error("error: %s", str(error).strip().splitlines()[-1].removeprefix("utils.UserError: "))
         return 1
     finally:
         utils.leave_process_group()

@@ -26,12 +26,50 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 log = logging.getLogger(__name__)
 
 
 class UserError(Exception):
     """Something that the user can mend; the message is one line that names the file or flag."""
+
+
+# --------------------------------------------------------------------------------------- flags
+
+
+def add_runtime_args(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of checkpoints, logs, device and process group."""
+    add = parser.add_argument_group("checkpoints and logs").add_argument
+    add("--output_dir", default="", metavar="DIR", help="all that is written; default: output, or the "
+        "tested checkpoint's folder")  # fmt: skip
+    add("--log_dir", metavar="DIR", help="TensorBoard events; default: OUTPUT_DIR/tensorboard")
+    add("--log_interval", type=int, default=10, help="steps from one progress line to the next")
+    add("--resume", default="", metavar="FILE", help="checkpoint to go on from or to test")
+    add_switch(add, "auto_resume", "go on from the newest checkpoint in the output folder")
+    add_switch(add, "save_ckpt", "write checkpoints")
+    add("--save_ckpt_freq", type=int, default=10, help="epochs between kept checkpoints")
+    add("--save_ckpt_steps", type=int, default=0, help="steps between step checkpoints; 0: none")
+    add("--keep_ckpts", type=int, default=2, help="step checkpoints to keep")
+    add("--start_epoch", type=int, default=0, help="first epoch, where no checkpoint says it")
+    add = parser.add_argument_group("runtime").add_argument
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    add("--seed", type=int, default=0, help="seed of everything random")
+    add("--amp_dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto",
+        help="precision; auto: bf16 where native, else fp16; fp32 on CPUs")  # fmt: skip
+    add("--deterministic", action="store_true", help="repeatable GPU kernels, slower")
+    add("--dist_url", default="env://", help="where the processes meet")
+    add("--dist_on_itp", action="store_true", help="take ranks from Open MPI")
+    add("--dist_timeout", type=float, default=60, help="longest wait for another process, minutes")
+    add("--world_size", type=int, help="number of processes that must be there")
+    add("--enable_deepspeed", action="store_true", help="refused")
+
+
+def add_switch(add: Callable[..., Any], name: str, help_text: str) -> None:
+    """Adds `--{name}` (the default) and `--no_{name}` with `add_argument`."""
+    add(f"--{name}", action="store_true", default=True, help=help_text)
+    add(f"--no_{name}", action="store_false", dest=name, help=f"not: {help_text}")
 
 
 # --------------------------------------------------------------------------------------- seeds
@@ -225,7 +263,7 @@ def on_main(compute: Callable[[], Any]) -> Any:
     return outcome
 
 
-def broadcast_module(module: torch.nn.Module) -> None:
+def broadcast_module(module: nn.Module) -> None:
     """Gives every rank the weights that rank 0 has."""
     if dist.is_initialized():
         for tensor in module.state_dict().values():
@@ -237,6 +275,31 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     if dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+
+def wrap_distributed(model: nn.Module, place: Distributed, several_heads: bool) -> nn.Module:
+    """The model as DistributedDataParallel, if there are several processes."""
+    if not place.active:
+        return model
+    # The resting hand's head takes no part in a step: its gradients must stay absent, not zero.
+    devices = [place.device] if place.device.type == "cuda" else None
+    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=several_heads)
+
+
+def pick_amp_dtype(name: str, device: torch.device) -> torch.dtype:
+    """The precision of `--amp_dtype` on a device."""
+    if name == "auto" and device.type != "cuda":
+        name = "fp32"
+    if name == "auto":
+        name = "bf16" if torch.cuda.get_device_capability(device) >= (8, 0) else "fp16"
+    return {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[name]
+
+
+def make_deterministic() -> None:
+    """Asks GPUs for repeatable kernels; CPUs are repeatable anyway."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.backends.cudnn.benchmark = False
 
 
 # ----------------------------------------------------------------------------------- schedules
@@ -388,9 +451,7 @@ def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False
             content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
     except pickle.UnpicklingError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(
-            f"{flag} {path}: refused, it is not a plain weights file: {reason}"
-        ) from None
+        raise UserError(f"{flag} {path}: refused, it is not a plain weights file: {reason}") from None
     except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{flag} {path}: damaged or not a checkpoint: {reason}") from None
@@ -421,6 +482,19 @@ def resume_candidates(folder: Path) -> list[Path]:
     files = [path for kind in ("", "step-") for _, path in numbered_checkpoints(folder, kind)]
     files += [last] if last.exists() else []
     return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
+
+
+def checkpoint_to_evaluate(args: argparse.Namespace) -> Path:
+    """The file that `--resume` names, or the one in the output folder that `--test_weights` means."""
+    if args.resume:
+        return Path(args.resume)
+    folder = Path(args.output_dir or "output")
+    found = resume_candidates(folder)
+    if args.test_weights == "best":
+        found = [path for path in found if path.name == "checkpoint-best.pth"]
+    if not found:
+        raise UserError(f"no checkpoint to evaluate in {folder}: give --resume FILE or --output_dir")
+    return found[0]
 
 
 def prune_step_checkpoints(folder: Path, keep: int) -> None:

@@ -43,9 +43,7 @@ class ClipList:
         return (self[clip] for clip in range(len(self)))
 
 
-def read_clip_list(
-    path: str | Path, num_classes: int | None = None, unique: bool = False
-) -> ClipList:
+def read_clip_list(path: str | Path, num_classes: int | None = None, unique: bool = False) -> ClipList:
     """Reads a list file.
 
     Args:
@@ -114,9 +112,7 @@ def is_url(path: str) -> bool:
 
 def locate(path: str, folder: Path | None) -> str:
     """Where a clip lies: in `folder`, unless its path is absolute or a URL."""
-    return (
-        path if folder is None or is_url(path) or Path(path).is_absolute() else str(folder / path)
-    )
+    return path if folder is None or is_url(path) or Path(path).is_absolute() else str(folder / path)
 
 
 def find_clip_folder(clips: ClipList, root: str | Path, split: str, list_path: str | Path) -> Path:

@@ -91,8 +91,7 @@ def resolve_num_classes(data_set: str, given: int | None, data_path: str | Path,
     present = [path for path in paths if path.exists()]
     if not present:
         raise UserError(
-            f"--{hand}_data_path {data_path}: no list to count the classes of; "
-            f"give --{hand}_num_classes"
+            f"--{hand}_data_path {data_path}: no list to count the classes of; give --{hand}_num_classes"
         )
     return max(int(read_clip_list(path).labels.max()) for path in present) + 1
 

@@ -6,7 +6,7 @@ Frames stay 8-bit and channels-last until they are on the device.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -74,7 +74,7 @@ def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
     """Stacks samples of one hand into a batch."""
     counts = [len(sample.frames) for sample in samples]
     starts = np.cumsum([0, *counts[:-1]])
-    rows = [sample.rows + [start, 0, 0] for sample, start in zip(samples, starts, strict=True)]
+    rows = [sample.rows + np.array([start, 0, 0]) for sample, start in zip(samples, starts, strict=True)]
     return ClipBatch(
         hand=samples[0].hand,
         names=[sample.name for sample in samples],
@@ -155,9 +155,7 @@ class VideoClsDataset(Dataset):
         self._num_segment = test_num_segment
         self._view_shape = (clip_len, crop_size, crop_size, 3)
         if mode == "train":
-            self._transform = TrainTransform(
-                crop_size, aa, train_interpolation, hflip, reprob, recount
-            )
+            self._transform = TrainTransform(crop_size, aa, train_interpolation, hflip, reprob, recount)
         elif mode == "validation":
             self._transform = ValidationTransform(short_side_size, crop_size)
         else:
@@ -207,31 +205,21 @@ class VideoClsDataset(Dataset):
             f"{bad[-1].name!r}: {bad[-1].reason}; check the list and the data root"
         )
 
-    def _training_views(
-        self, clip: int, draw: tuple[int | str, ...]
-    ) -> tuple[np.ndarray, np.ndarray]:
+    def _training_views(self, clip: int, draw: tuple[int | str, ...]) -> tuple[np.ndarray, np.ndarray]:
         rng = np.random.default_rng(derive_seed(*draw, "window"))
-        frames, order = self._decode(
-            clip, lambda n: sampling.train_indices(n, rng=rng, **self._sampling)
-        )
+        frames, order = self._decode(clip, lambda n: sampling.train_indices(n, rng=rng, **self._sampling))
         window = frames[order]
-        views = [
-            self._transform(window, derive_seed(*draw, "view", view))
-            for view in range(self.num_sample)
-        ]
+        views = [self._transform(window, derive_seed(*draw, "view", view)) for view in range(self.num_sample)]
         return np.stack([v.frames for v in views]), np.stack([v.erase_boxes for v in views])
 
     def _validation_view(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
-        frames, order = self._decode(
-            clip, lambda n: sampling.validation_indices(n, **self._sampling)
-        )
+        frames, order = self._decode(clip, lambda n: sampling.validation_indices(n, **self._sampling))
         return self._transform(frames)[order][None], np.zeros((1, 3), np.int64)
 
     def _test_views(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
         """Every distinct view once, and a row for each (chunk, split)."""
         frames, windows = self._decode(
-            clip,
-            lambda n: sampling.test_views(n, num_segment=self._num_segment, **self._sampling),
+            clip, lambda n: sampling.test_views(n, num_segment=self._num_segment, **self._sampling)
         )
         crops = self._transform(frames)
         distinct: dict[tuple[bytes, int], int] = {}
@@ -245,7 +233,7 @@ class VideoClsDataset(Dataset):
                 rows.append((view, chunk, split))
         return np.stack(views), np.asarray(rows, np.int64)
 
-    def _decode(self, clip: int, choose: sampling.IndexRule) -> tuple[np.ndarray, np.ndarray]:
+    def _decode(self, clip: int, choose: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
         return decode_frames(locate(self.clips[clip], self.clip_folder), choose)
 
     def _no_views(self) -> tuple[np.ndarray, np.ndarray]:
@@ -275,5 +263,6 @@ class HandsDataset(Dataset):
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.hands.values())
 
-    def __getitem__(self, key: ClipKey) -> ClipSample:
+    def __getitem__(self, key: tuple[str, int, int]) -> ClipSample:
+        key = ClipKey(*key)
         return self.hands[key.hand].sample(key)

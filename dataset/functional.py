@@ -109,9 +109,7 @@ def _resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def _check_box(frames: np.ndarray, top: int, left: int, height: int, width: int) -> None:
-    fits = (
-        0 <= top <= top + height <= frames.shape[1] and 0 <= left <= left + width <= frames.shape[2]
-    )
+    fits = 0 <= top <= top + height <= frames.shape[1] and 0 <= left <= left + width <= frames.shape[2]
     if not fits or min(height, width) < 1:
         box = (top, left, height, width)
         raise ValueError(f"{box=} does not lie in frames of shape {frames.shape}")

@@ -1,21 +1,25 @@
 """Decoding: the frames that are wanted of a video file, and nothing else.
 
-`decord` is imported from the maintained `decord2` package: the same API and frames, AV1 too.
+`decord` is imported from the maintained `decord2` package: the same API and frames, AV1 too. PyAV
+takes over where decord fails: decord 3.4 misreads, for one, pictures that are 48, 96 or 144 pixels wide.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import av
 import decord
 import numpy as np
+
+IndexRule = Callable[[int], np.ndarray]
 
 
 class ClipError(Exception):
     """A clip that cannot be opened or decoded; the message is one line without its path."""
 
 
-def decode_frames(path: str, choose: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
+def decode_frames(path: str, choose: IndexRule) -> tuple[np.ndarray, np.ndarray]:
     """Decodes chosen frames of a video, each once.
 
     Args:
@@ -29,21 +33,46 @@ def decode_frames(path: str, choose: Callable[[int], np.ndarray]) -> tuple[np.nd
             `frames`.
 
     Raises:
-        ClipError: the file cannot be read.
+        ClipError: neither decoder can read the file.
     """
     try:
-        reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
-        n_frames = len(reader)
-        if n_frames == 0:
-            raise ClipError("holds no frames")
-        wanted = choose(n_frames)
-        distinct, positions = np.unique(wanted, return_inverse=True)
-        frames = reader.get_batch(distinct).asnumpy()
-    except ClipError:
-        raise
+        return _decode_with_decord(path, choose)
     except Exception as error:  # decord raises its own and ctypes' errors, of several types
-        lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-        raise ClipError(lines[-1] if lines else type(error).__name__) from None
+        reason = _one_line(error)
+    try:
+        return _decode_with_pyav(path, choose)
+    except (OSError, ValueError, IndexError, av.error.FFmpegError):
+        raise ClipError(reason) from None
+
+
+def _decode_with_decord(path: str, choose: IndexRule) -> tuple[np.ndarray, np.ndarray]:
+    reader = decord.VideoReader(path, ctx=decord.cpu(0), num_threads=1)
+    wanted = choose(_some_frames(len(reader)))
+    distinct, positions = np.unique(wanted, return_inverse=True)
+    frames = reader.get_batch(distinct).asnumpy()
+    return frames, positions.reshape(np.shape(wanted))
+
+
+def _decode_with_pyav(path: str, choose: IndexRule) -> tuple[np.ndarray, np.ndarray]:
+    with av.open(path) as container:
+        n_frames = sum(packet.size > 0 for packet in container.demux(video=0))
+    wanted = choose(_some_frames(n_frames))
+    distinct, positions = np.unique(wanted, return_inverse=True)
+    chosen = set(distinct.tolist())
+    with av.open(path) as container:
+        pictures = enumerate(container.decode(video=0))
+        frames = [frame.to_ndarray(format="rgb24") for i, frame in pictures if i in chosen]
     if len(frames) != len(distinct):
         raise ClipError(f"gave {len(frames)} of {len(distinct)} frames")
-    return frames, positions.reshape(np.shape(wanted))
+    return np.stack(frames), positions.reshape(np.shape(wanted))
+
+
+def _some_frames(n_frames: int) -> int:
+    if n_frames == 0:
+        raise ClipError("holds no frames")
+    return n_frames
+
+
+def _one_line(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[-1] if lines else type(error).__name__

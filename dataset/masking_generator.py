@@ -7,8 +7,13 @@ number of tokens in every draw, so that the rest of a batch stacks.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import numpy as np
+import torch
+
+# (clips, generator) -> bool (clips, N)
+TokenMasks = Callable[[int, np.random.Generator], torch.Tensor]
 
 _CELL = 4  # tokens of a running cell, 2 x 2
 
@@ -95,6 +100,24 @@ MASKS: dict[str, type] = {
     "random": RandomMaskingGenerator,
     "run_cell": RunningCellMaskingGenerator,
 }
+
+
+def batch_masks(kind: str, input_size: tuple[int, int, int], mask_ratio: float) -> TokenMasks:
+    """Makes what draws a mask for each clip of a batch.
+
+    Args:
+        kind: a name in `MASKS`.
+        input_size: the grid (T', H', W').
+        mask_ratio: share of tokens to drop.
+
+    Returns:
+        (clips, generator) -> bool `(clips, N)`, True where a token is dropped.
+
+    Raises:
+        ValueError: a ratio or a grid that the kind cannot have.
+    """
+    generate = MASKS[kind](input_size, mask_ratio)
+    return lambda clips, rng: torch.from_numpy(np.stack([generate(rng) for _ in range(clips)]))
 
 
 def _check_ratio(mask_ratio: float) -> None:

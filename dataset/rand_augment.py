@@ -13,9 +13,7 @@ from timm.data.auto_augment import rand_augment_transform
 
 # timm skips sections that it does not understand in silence; a typing error should be heard.
 _NUMBER = r"\d+(\.\d+)?"
-_GRAMMAR = re.compile(
-    rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|tweights|t3aw?))*"
-)
+_GRAMMAR = re.compile(rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|tweights|t3aw?))*")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
 _FILL = (128, 128, 128)
 _LARGEST_SHIFT = 0.45  # of the crop's side, for the operations that shift by pixels
@@ -48,9 +46,7 @@ class ClipRandAugment:
         if interpolation in _RESAMPLING:
             settings["interpolation"] = _RESAMPLING[interpolation]
         elif interpolation != "random":  # timm's own choice when none is given
-            raise ValueError(
-                f"--train_interpolation {interpolation!r}: expected bilinear, bicubic or random"
-            )
+            raise ValueError(f"--train_interpolation {interpolation!r}: expected bilinear, bicubic or random")
         self._augment = rand_augment_transform(config, settings)
 
     def __call__(self, frames: np.ndarray, seed: int) -> np.ndarray:

@@ -55,10 +55,7 @@ def draw_erase_boxes(
 
 
 def erase_(
-    clips: torch.Tensor,
-    boxes: torch.Tensor,
-    mode: str = "pixel",
-    generator: torch.Generator | None = None,
+    clips: torch.Tensor, boxes: torch.Tensor, mode: str = "pixel", generator: torch.Generator | None = None
 ) -> torch.Tensor:
     """Erases boxes from normalised clips, in place; the host does not wait for the device.
 

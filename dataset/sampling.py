@@ -64,11 +64,7 @@ def train_indices(
 
 
 def validation_indices(
-    n_frames: int,
-    num_frames: int,
-    sampling_rate: int,
-    short_clips: str = "published",
-    sparse: bool = False,
+    n_frames: int, num_frames: int, sampling_rate: int, short_clips: str = "published", sparse: bool = False
 ) -> np.ndarray:
     """Gives the source frames of a clip's one validation view: the centred window.
 

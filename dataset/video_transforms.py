@@ -43,13 +43,7 @@ class TrainTransform:
     """
 
     def __init__(
-        self,
-        input_size: int,
-        aa: str,
-        interpolation: str,
-        hflip: bool,
-        reprob: float,
-        recount: int,
+        self, input_size: int, aa: str, interpolation: str, hflip: bool, reprob: float, recount: int
     ):
         self._size = input_size
         self._rand_augment = ClipRandAugment(aa, input_size, interpolation)
@@ -60,16 +54,16 @@ class TrainTransform:
     def __call__(self, frames: np.ndarray, seed: int) -> View:
         """Makes one view of uint8 `(T, H, W, 3)` frames; `seed` decides all that is drawn.
 
-        Each augmentation draws from a generator of its own, so that switching one off leaves the
-        others as they were.
+        Everything is drawn at its place, in use or not, and the boxes to erase come last: switching one
+        augmentation off leaves the others as they were.
         """
-        augment, crop, flip, erase = np.random.default_rng(seed).spawn(4)
-        box = draw_crop_box(*frames.shape[1:3], crop)
-        frames = self._rand_augment(frames, int(augment.integers(2**63)))
+        rng = np.random.default_rng(seed)
+        box = draw_crop_box(*frames.shape[1:3], rng)
+        frames = self._rand_augment(frames, int(rng.integers(2**63)))
         frames = functional.resized_crop(frames, box, self._size)
-        if draw_flip(flip, self._flip_probability):
+        if draw_flip(rng, self._flip_probability):
             frames = functional.hflip(frames)
-        boxes = draw_erase_boxes(erase, self._size, self._size, self._reprob, self._recount)
+        boxes = draw_erase_boxes(rng, self._size, self._size, self._reprob, self._recount)
         return View(frames, boxes)
 
 

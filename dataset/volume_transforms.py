@@ -26,10 +26,7 @@ def normalize_clips(frames: torch.Tensor, dtype: torch.dtype = torch.float32) ->
     Source: VideoMAE V2 (`(x / 255 - mean) / std`).
     """
     scale, shift = _scale_and_shift(frames.device)
-    clips = torch.empty_like(
-        frames.permute(0, 4, 1, 2, 3), dtype=torch.float32, memory_format=torch.contiguous_format
-    )
-    clips.copy_(frames.permute(0, 4, 1, 2, 3))
+    clips = frames.permute(0, 4, 1, 2, 3).to(torch.float32, memory_format=torch.contiguous_format)
     return torch.addcmul(shift, clips, scale, out=clips).to(dtype)
 
 
@@ -53,9 +50,7 @@ class ClipsToInput:
     def __init__(self, remode: str = "pixel"):
         self._remode = remode
 
-    def __call__(
-        self, frames: torch.Tensor, erase_boxes: torch.Tensor | None = None
-    ) -> torch.Tensor:
+    def __call__(self, frames: torch.Tensor, erase_boxes: torch.Tensor | None = None) -> torch.Tensor:
         """Makes float32 `(N, 3, T, S, S)` of uint8 `(N, T, S, S, 3)` frames on the device.
 
         Args:

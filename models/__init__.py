@@ -1,11 +1,7 @@
 """The two-headed video Vision Transformer; importing this package registers its sizes with timm."""
 
 from models.modeling_finetune import VIT_SIZES, VisionTransformer
-from models.modeling_finetune_alternating import (
-    HANDS,
-    AlternatingDualHeadVisionTransformer,
-    HandLogits,
-)
+from models.modeling_finetune_alternating import HANDS, AlternatingDualHeadVisionTransformer, HandLogits
 from models.pretrained import LoadReport, PretrainedError, load_pretrained
 
 __all__ = [

@@ -22,12 +22,7 @@ INIT_STD = 0.02
 
 VIT_SIZES: dict[str, dict[str, Any]] = {
     name: dict(
-        patch_size=patch,
-        embed_dim=width,
-        depth=depth,
-        num_heads=heads,
-        mlp_ratio=mlp_ratio,
-        qkv_bias=True,
+        patch_size=patch, embed_dim=width, depth=depth, num_heads=heads, mlp_ratio=mlp_ratio, qkv_bias=True
     )
     for name, patch, width, depth, heads, mlp_ratio in (
         ("tiny", 16, 192, 12, 3, 4),
@@ -120,7 +115,7 @@ class PatchEmbed(nn.Module):
         self.input_size = (in_chans, num_frames, *self.img_size)
         if num_frames < 1 or num_frames % tubelet_size:
             raise ValueError(f"frames must divide into tubelets: {num_frames=}, {tubelet_size=}")
-        if any(i < p or i % p for i, p in zip(self.img_size, self.patch_size, strict=True)):
+        if any(i < 1 or i % p for i, p in zip(self.img_size, self.patch_size, strict=True)):
             raise ValueError(f"the image must divide into patches: {img_size=}, {patch_size=}")
         rows, columns = (i // p for i, p in zip(self.img_size, self.patch_size, strict=True))
         self.grid_size = (num_frames // tubelet_size, rows, columns)
@@ -290,9 +285,7 @@ class VisionTransformer(nn.Module):
         self.num_features = self.embed_dim = embed_dim
         self.init_scale = init_scale
         self.with_cp = with_cp
-        self.patch_embed = PatchEmbed(
-            img_size, patch_size, in_chans, embed_dim, all_frames, tubelet_size
-        )
+        self.patch_embed = PatchEmbed(img_size, patch_size, in_chans, embed_dim, all_frames, tubelet_size)
         if use_learnable_pos_emb:
             table = torch.empty(1, self.patch_embed.num_patches, embed_dim)
             self.pos_embed = nn.Parameter(nn.init.trunc_normal_(table, std=INIT_STD))
@@ -329,6 +322,7 @@ class VisionTransformer(nn.Module):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "VisionTransformer":
         super()._apply(fn, recurse)
+        # Moves the table with the weights, so that no step copies it to the device.
         if "pos_embed" not in self._parameters:
             self._place_fixed_positions()
         return self

@@ -41,12 +41,7 @@ class AlternatingDualHeadVisionTransformer(VisionTransformer):
     """
 
     def __init__(
-        self,
-        *,
-        lh_num_classes: int = 75,
-        rh_num_classes: int = 75,
-        num_classes: int = 0,
-        **backbone: Any,
+        self, *, lh_num_classes: int = 75, rh_num_classes: int = 75, num_classes: int = 0, **backbone: Any
     ):
         super().__init__(num_classes=0, **backbone)
         del self.head
@@ -75,9 +70,7 @@ class AlternatingDualHeadVisionTransformer(VisionTransformer):
         """Turns features (B, D) into one hand's logits (B, classes of that hand)."""
         return self.get_classifier(hand)(self.head_dropout(features))
 
-    def forward(
-        self, x: Tensor, hand_type: str, token_mask: Tensor | None = None
-    ) -> Tensor | HandLogits:
+    def forward(self, x: Tensor, hand_type: str, token_mask: Tensor | None = None) -> Tensor | HandLogits:
         """Classifies clips for one hand, or for both with a single pass of the backbone.
 
         Args:

@@ -53,10 +53,7 @@ class LoadReport:
 
 
 def load_pretrained(
-    model: nn.Module,
-    checkpoint: Mapping[str, Any],
-    model_key: str = "model|module",
-    model_prefix: str = "",
+    model: nn.Module, checkpoint: Mapping[str, Any], model_key: str = "model|module", model_prefix: str = ""
 ) -> LoadReport:
     """Fills a model with a checkpoint's weights and says what became of each.
 
@@ -94,7 +91,7 @@ def load_pretrained(
             value = _fit_positions(value, model.patch_embed.grid_size, report)
         if value.shape != wanted.shape:
             mismatched.append(f"{name}: {tuple(value.shape)} and {tuple(wanted.shape)}")
-        state[name] = value.to(wanted.dtype)
+        state[name] = value
     if mismatched:
         raise PretrainedError(
             f"{len(mismatched)} tensors have another shape than the model's (file and model): "
@@ -178,9 +175,7 @@ def _source_grid(num_tokens: int, grid: tuple[int, int, int]) -> tuple[int, int,
     )
 
 
-def resize_positions(
-    table: Tensor, source: tuple[int, int, int], grid: tuple[int, int, int]
-) -> Tensor:
+def resize_positions(table: Tensor, source: tuple[int, int, int], grid: tuple[int, int, int]) -> Tensor:
     """Resizes a learnt position table: bicubic in space for each time step, linear in time.
 
     Args:

@@ -261,9 +261,7 @@ def test_init_scale_acts_on_both_heads(hand):
     plain = toy(embed_dim=64, lh_num_classes=400, rh_num_classes=400, init_scale=1)
     scaled = toy(embed_dim=64, lh_num_classes=400, rh_num_classes=400, init_scale=0.001)
     assert plain.get_classifier(hand).weight.std().item() == pytest.approx(0.02, rel=0.05)
-    torch.testing.assert_close(
-        scaled.get_classifier(hand).weight, plain.get_classifier(hand).weight * 0.001
-    )
+    torch.testing.assert_close(scaled.get_classifier(hand).weight, plain.get_classifier(hand).weight * 0.001)
     assert plain.blocks[0].attn.qkv.weight.std().item() == pytest.approx(0.02, rel=0.05)
     assert not plain.blocks[0].mlp.fc1.bias.any()
     assert not plain.get_classifier(hand).bias.any()
@@ -314,16 +312,15 @@ def test_first_token_pooling():
     assert torch.equal(features, seen[0][:, 0])
 
 
-def test_layer_scale_acts():
-    plain, scaled = toy(init_values=0), toy(init_values=0.5)
-    state = plain.state_dict() | {k: v for k, v in scaled.state_dict().items() if "gamma" in k}
-    scaled.load_state_dict(state)
-    clips = toy_clips()
-    assert not torch.allclose(plain.forward_features(clips), scaled.forward_features(clips))
-    for block in scaled.blocks:
-        nn.init.ones_(block.gamma_1)
-        nn.init.ones_(block.gamma_2)
+@pytest.mark.parametrize("name", ["gamma_1", "gamma_2"])
+def test_layer_scale_acts(name):
+    plain, scaled, clips = toy(), toy(init_values=1), toy_clips()
+    gammas = {k: v for k, v in scaled.state_dict().items() if "gamma" in k}
+    scaled.load_state_dict(plain.state_dict() | gammas)
     torch.testing.assert_close(plain.forward_features(clips), scaled.forward_features(clips))
+    nn.init.zeros_(getattr(scaled.blocks[1], name))
+    assert not torch.allclose(plain.forward_features(clips), scaled.forward_features(clips))
+    assert (toy(init_values=0.1).blocks[0].gamma_1 == 0.1).all()
 
 
 @pytest.mark.parametrize("option", ["drop_rate", "attn_drop_rate", "drop_path_rate"])
@@ -333,6 +330,11 @@ def test_dropouts_act_in_training_only(option):
     assert not torch.equal(first, second)
     first, second = (model.eval().forward_features(clips) for _ in range(2))
     assert torch.equal(first, second)
+
+
+def test_drop_rate_acts_on_the_tokens_themselves():
+    model, clips = toy(depth=0, drop_rate=0.5), toy_clips()
+    assert not torch.equal(model.forward_features(clips), model.eval().forward_features(clips))
 
 
 def test_checkpointing_gives_the_same_gradients_under_dropout():
@@ -429,6 +431,16 @@ def test_meta_model_runs_once_filled():
     assert torch.equal(model(toy_clips(), "lh"), source(toy_clips(), "lh"))
 
 
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_position_table_moves_with_the_weights():
+    model = toy().cuda()
+    assert model.pos_embed.is_cuda
+    torch.testing.assert_close(
+        model.eval()(toy_clips().cuda(), "lh").cpu(), toy().eval()(toy_clips(), "lh"), rtol=1e-3, atol=1e-4
+    )
+
+
 def test_position_table_survives_to_empty():
     model = toy().to("meta").to_empty(device="cpu")
     assert torch.equal(model.pos_embed, toy().pos_embed)
@@ -438,7 +450,7 @@ def test_position_table_survives_to_empty():
     ("keywords", "words"),
     [
         (dict(img_size=40), ["img_size=40", "patch_size=16"]),
-        (dict(img_size=8), ["img_size=8", "patch_size=16"]),
+        (dict(img_size=0), ["img_size=0", "patch_size=16"]),
         (dict(all_frames=5), ["num_frames=5", "tubelet_size=2"]),
         (dict(num_heads=3), ["dim=32", "num_heads=3"]),
     ],

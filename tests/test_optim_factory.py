@@ -72,9 +72,7 @@ def test_groups_are_published(setting):
     groups = named(base_model(), groups_of(base_model(), 0.05, DECAYS[setting]))
     assert [g["params"] for g in groups] == [g["params"] for g in expected]
     assert [g["weight_decay"] for g in groups] == [g["weight_decay"] for g in expected]
-    assert [g["lr_scale"] for g in groups] == pytest.approx(
-        [g["lr_scale"] for g in expected], rel=1e-12
-    )
+    assert [g["lr_scale"] for g in groups] == pytest.approx([g["lr_scale"] for g in expected], rel=1e-12)
     assert all(set(g) == {"params", "weight_decay", "lr_scale"} for g in groups)
 
 

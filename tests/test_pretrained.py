@@ -117,10 +117,7 @@ def test_pretraining_files_leave_the_final_norm_fresh():
     weights = {f"encoder.{k}": v for k, v in backbone(toy(1)).items() if "fc_norm" not in k}
     weights |= {"encoder.norm.weight": torch.ones(32), "decoder.head.weight": torch.ones(4, 32)}
     report = load_pretrained(toy(), weights)
-    assert report.dropped == {
-        "norm.weight": "not in the model",
-        "decoder.head.weight": "not in the model",
-    }
+    assert report.dropped == {"norm.weight": "not in the model", "decoder.head.weight": "not in the model"}
     assert report.initialised == ["fc_norm.weight", "fc_norm.bias", *HEADS]
 
 

@@ -128,17 +128,14 @@ def test_inc0_means_off():
 
 
 @pytest.mark.parametrize(
-    "config",
-    ["rand-", "m7-n4", "augmix-m3", "rand-m7.5", "rand-m7-w0", "rand-foo", "rand-m", "rand m7"],
+    "config", ["rand-", "m7-n4", "augmix-m3", "rand-m7.5", "rand-m7-w0", "rand-foo", "rand-m", "rand m7"]
 )
 def test_a_bad_config_is_an_error_that_names_the_flag(config):
     with pytest.raises(ValueError, match="--aa"):
         ClipRandAugment(config, 224)
 
 
-@pytest.mark.parametrize(
-    "config", ["rand-m9-mstd101-inc1", "rand-m5-n3-p0.8-mmax20", "rand-n1-t3a"]
-)
+@pytest.mark.parametrize("config", ["rand-m9-mstd101-inc1", "rand-m5-n3-p0.8-mmax20", "rand-n1-t3a"])
 def test_all_of_timms_grammar_is_understood(frames, config):
     augment = ClipRandAugment(config, 224, "bicubic")
     expected = timm_on_one(frames[0], 11, "bicubic", config)

@@ -151,9 +151,7 @@ def test_noise_follows_from_the_generator(mode):
 
 def test_views_without_boxes_pass():
     clips = torch.ones(2, 3, 4, 8, 8)
-    assert torch.equal(
-        erase_(clips, torch.zeros(2, 0, 4, dtype=torch.int16)), torch.ones_like(clips)
-    )
+    assert torch.equal(erase_(clips, torch.zeros(2, 0, 4, dtype=torch.int16)), torch.ones_like(clips))
 
 
 def test_unknown_modes_and_boxes_on_the_device_are_errors():

@@ -108,8 +108,7 @@ def test_stretch_leaves_long_clips_alone(n):
     for rule in (sampling.validation_indices, sampling.test_timeline):
         assert np.array_equal(rule(n, T, 4, "stretch"), rule(n, T, 4, "published"))
     pair = [
-        sampling.train_indices(n, T, 4, np.random.default_rng(3), choice)
-        for choice in sampling.SHORT_CLIPS
+        sampling.train_indices(n, T, 4, np.random.default_rng(3), choice) for choice in sampling.SHORT_CLIPS
     ]
     assert np.array_equal(*pair)
 
@@ -118,9 +117,7 @@ def test_stretch_leaves_long_clips_alone(n):
 @pytest.mark.parametrize("num_segment", [1, 3, 5])
 def test_sparse_views_take_a_share_of_every_segment(n, num_segment):
     tick = n / T
-    expected = [
-        [int(tick * x + k * tick / num_segment) for x in range(T)] for k in range(num_segment)
-    ]
+    expected = [[int(tick * x + k * tick / num_segment) for x in range(T)] for k in range(num_segment)]
     assert sampling.test_views(n, T, 4, num_segment, sparse=True).tolist() == expected
 
 
@@ -162,11 +159,7 @@ def test_an_empty_clip_is_an_error(sparse):
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [
-        ((9, 0, 4), "num_frames=0"),
-        ((9, T, 0), "sampling_rate=0"),
-        ((9, T, 4, "loop"), "short_clips='loop'"),
-    ],
+    [((9, 0, 4), "num_frames=0"), ((9, T, 0), "sampling_rate=0"), ((9, T, 4, "loop"), "short_clips='loop'")],
 )
 def test_settings_out_of_range_are_errors(arguments, message):
     with pytest.raises(ValueError, match=message):

@@ -97,6 +97,7 @@ def test_the_centre_is_rounded_to_even(height, width, size, top_left):
         (256, 340, 224, 3, [(16, 0), (16, 58), (16, 116)]),
         (256, 340, 224, 2, [(16, 0), (16, 116)]),
         (256, 340, 224, 1, [(16, 58)]),
+        (224, 297, 224, 4, [(0, 0), (0, 24), (0, 48), (0, 73)]),  # 48.67 is cut
         (224, 224, 224, 3, [(0, 0)] * 3),
         (256, 256, 224, 3, [(0, 16), (16, 16), (32, 16)]),
     ],
@@ -120,8 +121,7 @@ def test_crops_that_do_not_fit_are_errors(frames):
 
 
 @pytest.mark.parametrize(
-    "box",
-    [(0, 0, 256, 340), (10, 20, 128, 128), (100, 7, 30, 40), (3, 5, 64, 64), (0, 80, 251, 96)],
+    "box", [(0, 0, 256, 340), (10, 20, 128, 128), (100, 7, 30, 40), (3, 5, 64, 64), (0, 80, 251, 96)]
 )
 def test_the_resized_crop_is_torchvisions(frames, box):
     view = functional.resized_crop(frames, box, SIZE)
@@ -170,6 +170,12 @@ def test_boxes_that_never_fit_fall_back_to_torchvisions_centre(height, width):
     scale = (4.0, 5.0)  # larger than the frame
     box = transforms.draw_crop_box(height, width, np.random.default_rng(0), scale)
     assert tuple(box) == torchvision_box(torch.empty(3, height, width), scale)
+
+
+def test_the_ratio_of_a_box_is_width_over_height():
+    rng = np.random.default_rng(0)
+    boxes = [transforms.draw_crop_box(300, 300, rng, (0.1, 0.3), (1.5, 2.0)) for _ in range(50)]
+    assert all(1.45 < box.width / box.height < 2.05 for box in boxes)
 
 
 def test_flips_keep_their_probability():

@@ -12,9 +12,7 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 def clips_of_all_values():
     """(2, 4, 16, 8, 3): every 8-bit value in every channel, in an order without symmetry."""
-    return torch.randint(0, 256, (2, 4, 16, 8, 3), generator=torch.Generator().manual_seed(0)).to(
-        torch.uint8
-    )
+    return torch.randint(0, 256, (2, 4, 16, 8, 3), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
 
 
 def torchvision_normalized(frames):
@@ -57,8 +55,7 @@ def test_the_host_never_waits_for_the_device():
     torch.cuda.set_sync_debug_mode("error")
     try:
         clips = [
-            erase_(normalize_clips(frames), boxes, mode, generator)
-            for mode in ("pixel", "rand", "const")
+            erase_(normalize_clips(frames), boxes, mode, generator) for mode in ("pixel", "rand", "const")
         ]
     finally:
         torch.cuda.set_sync_debug_mode("default")

@@ -114,8 +114,7 @@ def plan_recordings(sample: SampleSet) -> list[Recording]:
     classes = len(VOCABULARIES[sample.table].actions)
     rng = np.random.default_rng([sample.seed, _LABEL_STREAM])
     indices = {
-        split: [index for index in range(sample.recordings) if split_of(index) == split]
-        for split in SPLITS
+        split: [index for index in range(sample.recordings) if split_of(index) == split] for split in SPLITS
     }
     plan = []
     for split in SPLITS:
@@ -138,6 +137,9 @@ def encode(path: Path, frames: Iterator[np.ndarray], fps: int, keyframe_step: in
         "bf": "0",
         "g": str(keyframe_step),
         "sc_threshold": "0",
+        # x264's macroblock tree reads memory that it never wrote when pictures are this small, so
+        # that the bytes would differ from run to run.
+        "x264-params": "mbtree=0",
     }
     with av.open(str(path), "w", format="mp4") as container:
         stream = container.add_stream("libx264", rate=fps, options=options)
@@ -191,9 +193,7 @@ def _start_worker() -> None:
     cv2.setNumThreads(1)
 
 
-def _in_processes(
-    make: partial[int], batches: Sequence[Sequence[Recording]], workers: int
-) -> Iterator[int]:
+def _in_processes(make: partial[int], batches: Sequence[Sequence[Recording]], workers: int) -> Iterator[int]:
     """Yields the number of recordings of each batch as it is finished."""
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(workers, context, _start_worker) as pool:
@@ -213,12 +213,7 @@ def make_videos(output: Path, sample: SampleSet, plan: Sequence[Recording], work
     make = partial(_make_batch, output, sample)
     finished = map(make, batches) if workers == 1 else _in_processes(make, batches, workers)
     console = Console(stderr=True)
-    columns = (
-        TextColumn("drawing recordings"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TimeRemainingColumn(),
-    )
+    columns = (TextColumn("drawing recordings"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=console, disable=not console.is_terminal) as progress:
         task = progress.add_task("recordings", total=len(plan))
         for count in finished:
@@ -339,13 +334,8 @@ def _cores() -> int:
 def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """Reads and checks the command line."""
     summary, _, _ = __doc__.partition("\n")
-    parser = argparse.ArgumentParser(
-        prog="python -m scripts.data.make_sample_havid",
-        description=summary,
-    )
-    parser.add_argument(
-        "--output", type=Path, required=True, help="folder to make the set in (required)"
-    )
+    parser = argparse.ArgumentParser(prog="python -m scripts.data.make_sample_havid", description=summary)
+    parser.add_argument("--output", type=Path, required=True, help="folder to make the set in (required)")
     parser.add_argument(
         "--recordings",
         type=int,

@@ -73,16 +73,12 @@ class Stage:
         fixed = np.rint(pixels * (1 << _SUBPIXEL_BITS)).astype(np.int32)
         cv2.fillPoly(self.image, [fixed], colour, cv2.LINE_AA, _SUBPIXEL_BITS)
 
-    def rectangle(
-        self, left: float, top: float, right: float, bottom: float, colour: Colour
-    ) -> None:
+    def rectangle(self, left: float, top: float, right: float, bottom: float, colour: Colour) -> None:
         """Fills an upright rectangle; `left` is the edge nearer to the picture's middle."""
         corners = [(left, top), (right, top), (right, bottom), (left, bottom)]
         self.fill(np.array(corners), colour)
 
-    def ellipse(
-        self, centre: tuple[float, float], radii: tuple[float, float], colour: Colour
-    ) -> None:
+    def ellipse(self, centre: tuple[float, float], radii: tuple[float, float], colour: Colour) -> None:
         """Fills an upright ellipse."""
         self.fill(unit_circle() * np.array(radii) + np.array(centre), colour)
 
@@ -95,9 +91,7 @@ class Stage:
         thickness = max(1, round(width * self.image.shape[0]))
         cv2.line(self.image, first, second, colour, thickness, cv2.LINE_AA, _SUBPIXEL_BITS)
 
-    def shadow(
-        self, centre: tuple[float, float], radii: tuple[float, float], strength: float
-    ) -> None:
+    def shadow(self, centre: tuple[float, float], radii: tuple[float, float], strength: float) -> None:
         """Darkens an ellipse of the picture by `strength` (0 to 1)."""
         pixels = self.to_pixels(unit_circle() * np.array(radii) + np.array(centre))
         low = np.maximum(np.floor(pixels.min(axis=0)).astype(int) - 1, 0)

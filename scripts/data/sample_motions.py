@@ -94,9 +94,7 @@ def _block(stage: Stage, u: float, top: float, size: tuple[float, float], colour
     stage.ellipse((u, top - 0.012), (0.066, 0.024), (18, 18, 20))
 
 
-def _block_front(
-    stage: Stage, u: float, top: float, size: tuple[float, float], colour: Colour
-) -> None:
+def _block_front(stage: Stage, u: float, top: float, size: tuple[float, float], colour: Colour) -> None:
     half, height = size
     stage.rectangle(u - half, top + 0.025, u + half, top + height, colour)
     stage.rectangle(u - half, top + height - 0.02, u + half, top + height, scaled(colour, 0.6))

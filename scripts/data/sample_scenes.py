@@ -16,13 +16,7 @@ import cv2
 import numpy as np
 
 from scripts.data.sample_canvas import Hand, PartLook, Stage
-from scripts.data.sample_motions import (
-    DRAWINGS,
-    Layout,
-    progress_path,
-    tremble,
-    turn_range,
-)
+from scripts.data.sample_motions import DRAWINGS, Layout, progress_path, tremble, turn_range
 from scripts.data.sample_vocabulary import (
     VOCABULARIES,
     Action,
@@ -93,9 +87,7 @@ def _draw_scene(
     )
 
 
-def draw_scene(
-    vocabulary: Vocabulary, recording: Recording, seed: int, size: tuple[int, int]
-) -> SceneDraw:
+def draw_scene(vocabulary: Vocabulary, recording: Recording, seed: int, size: tuple[int, int]) -> SceneDraw:
     """Returns a recording's length, rate, size, table and hands.
 
     Args:
@@ -107,15 +99,11 @@ def draw_scene(
 
 def _jitter(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
     """Returns the colour with a common change in brightness and a smaller one a channel."""
-    factors = (1.0 + rng.uniform(-amount, amount)) * (
-        1.0 + rng.uniform(-amount / 2, amount / 2, size=3)
-    )
+    factors = (1.0 + rng.uniform(-amount, amount)) * (1.0 + rng.uniform(-amount / 2, amount / 2, size=3))
     return tuple(int(value) for value in np.clip(np.array(colour) * factors, 0, 255))
 
 
-def _smooth_noise(
-    rng: np.random.Generator, height: int, width: int, cells: tuple[int, int]
-) -> np.ndarray:
+def _smooth_noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int]) -> np.ndarray:
     """Returns a cloud `(H, W)` in [0, 1] with `cells` bumps down and across."""
     coarse = rng.uniform(0.0, 1.0, size=cells).astype(np.float32)
     return cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
