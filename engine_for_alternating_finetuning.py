@@ -285,7 +285,6 @@ class TrainingEpoch:
         token_mask = None
         if self.draw_token_mask is not None:
             token_mask = self.draw_token_mask(len(clips), np.random.default_rng(seed))
-            token_mask = token_mask.to(recipe.runtime.device, non_blocking=True)
         with recipe.runtime.autocast():
             logits = self.model(clips, hand, token_mask)
             loss = self.criterion(logits, targets)
@@ -377,6 +376,7 @@ def train_one_epoch_alternating(
                 "grad_norm": float(norm),
                 "data_wait": epoch_run.data_seconds / seconds,
                 "seconds_a_step": seconds / (done - first_step),
+                "seconds": seconds,
             }
             if recipe.runtime.device.type == "cuda":
                 values["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30

@@ -332,12 +332,16 @@ class TrainingState:
         if self.ema is not None:
             key = "model_ema" if "model_ema" in checkpoint else "model"
             load_weights(self.ema.module, checkpoint, key, path)
+        kernels = [{key: g.get(key) for key in ("fused", "foreach")} for g in self.optimizer.param_groups]
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             if checkpoint.get("scaler") and self.scaler.is_enabled():
                 self.scaler.load_state_dict(checkpoint["scaler"])
         except (KeyError, ValueError) as error:
             raise UserError(f"{path}: its optimizer state does not fit: {error}") from None
+        # Which kernel makes the step is this machine's choice, not the file's.
+        for group, own in zip(self.optimizer.param_groups, kernels, strict=True):
+            group.update({key: value for key, value in own.items() if key in group})
         if STATE_KEY in checkpoint:
             self.progress = Progress(**checkpoint[STATE_KEY])
         elif isinstance(checkpoint.get("epoch"), int):

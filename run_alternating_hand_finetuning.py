@@ -123,6 +123,8 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
         help="of RandAugment's geometry")  # fmt: skip
     add("--hflip", choices=("on", "off"), default="off",
         help="mirror half of the views: wrong where left and right are the labels")  # fmt: skip
+    add("--crop_scale", type=float, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
+        help="share of the frame's area that a training crop covers")  # fmt: skip
     add("--smoothing", type=float, default=0.1, help="label smoothing")
     add("--reprob", type=float, default=0.25, metavar="P", help="probability of random erasing")
     add("--remode", choices=("pixel", "rand", "const"), default="pixel", help="erase with what")
@@ -207,6 +209,7 @@ def check_args(args: argparse.Namespace) -> None:
          f"--num_sample {args.num_sample} is odd: mixup wants an even batch (or --mixup 0 --cutmix 0)"),
         (args.warmup_steps <= 0 and args.warmup_epochs > args.epochs,
          f"--warmup_epochs {args.warmup_epochs} is more than --epochs {args.epochs}"),
+        (not 0 < args.crop_scale[0] <= args.crop_scale[1] <= 1, "--crop_scale: wants 0 < MIN <= MAX <= 1"),
         (not args.weight_decay and args.weight_decay_end, "--weight_decay_end needs --weight_decay above 0"),
         (args.test_weights == "ema" and not (args.model_ema or args.eval),
          "--test_weights ema needs --model_ema"),
@@ -251,6 +254,7 @@ def build_datasets(
         "hflip": args.hflip == "on",
         "reprob": args.reprob,
         "recount": args.recount,
+        "crop_scale": tuple(args.crop_scale),
         "seed": args.seed,
     }
 

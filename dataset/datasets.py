@@ -105,7 +105,7 @@ class VideoClsDataset(Dataset):
         num_sample: augmented views of one decoded clip in training.
         short_clips: `published` repeats the last frame of a clip that is too short, `stretch`
             spreads its frames evenly.
-        aa, train_interpolation, hflip, reprob, recount: augmentation, see `TrainTransform`.
+        aa, train_interpolation, hflip, reprob, recount, crop_scale: augmentation, see `TrainTransform`.
         seed: seed of the run.
 
     Raises:
@@ -136,6 +136,7 @@ class VideoClsDataset(Dataset):
         hflip: bool = False,
         reprob: float = 0.25,
         recount: int = 1,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
         seed: int = 0,
     ):
         if mode not in MODES:
@@ -155,7 +156,9 @@ class VideoClsDataset(Dataset):
         self._num_segment = test_num_segment
         self._view_shape = (clip_len, crop_size, crop_size, 3)
         if mode == "train":
-            self._transform = TrainTransform(crop_size, aa, train_interpolation, hflip, reprob, recount)
+            self._transform = TrainTransform(
+                crop_size, aa, train_interpolation, hflip, reprob, recount, crop_scale
+            )
         elif mode == "validation":
             self._transform = ValidationTransform(short_side_size, crop_size)
         else:

@@ -38,18 +38,27 @@ class TrainTransform:
         hflip: whether half of the views are mirrored. Wrong where left and right are the labels.
         reprob: probability of random erasing, in [0, 1].
         recount: most boxes to erase.
+        crop_scale: least and greatest share of the frame's area that the resized crop covers.
 
     Source: VideoMAE V2, augmentation for fine-tuning.
     """
 
     def __init__(
-        self, input_size: int, aa: str, interpolation: str, hflip: bool, reprob: float, recount: int
+        self,
+        input_size: int,
+        aa: str,
+        interpolation: str,
+        hflip: bool,
+        reprob: float,
+        recount: int,
+        crop_scale: tuple[float, float] = (0.08, 1.0),
     ):
         self._size = input_size
         self._rand_augment = ClipRandAugment(aa, input_size, interpolation)
         self._flip_probability = 0.5 if hflip else 0.0
         self._reprob = reprob
         self._recount = recount
+        self._crop_scale = crop_scale
 
     def __call__(self, frames: np.ndarray, seed: int) -> View:
         """Makes one view of uint8 `(T, H, W, 3)` frames; `seed` decides all that is drawn.
@@ -58,7 +67,7 @@ class TrainTransform:
         augmentation off leaves the others as they were.
         """
         rng = np.random.default_rng(seed)
-        box = draw_crop_box(*frames.shape[1:3], rng)
+        box = draw_crop_box(*frames.shape[1:3], rng, self._crop_scale)
         frames = self._rand_augment(frames, int(rng.integers(2**63)))
         frames = functional.resized_crop(frames, box, self._size)
         if draw_flip(rng, self._flip_probability):

@@ -267,10 +267,14 @@ def test_every_label_sees_the_same_backgrounds():
     plan = maker.plan_recordings(replace(SMALL, recordings=1200))
     train = [row for row in plan if row.split == "train"]
     draws = [scenes.draw_scene(vocabulary.SAMPLE, row, 0, SIZE) for row in train]
-    for attribute, count in (("scene", 6), ("hand", 5)):
+    facts = {
+        "scene": (6, [draw.scene for draw in draws]),
+        "hand": (5, [(draw.hand.palm_width, draw.hand.finger_width, draw.hand.bare_arm) for draw in draws]),
+    }
+    for count, values in facts.values():
         seen = {label: set() for label in range(8)}
-        for row, draw in zip(train, draws, strict=True):
-            seen[row.labels["lh"]].add(getattr(draw, attribute))
+        for row, value in zip(train, values, strict=True):
+            seen[row.labels["lh"]].add(value)
         assert {len(styles) for styles in seen.values()} == {count}
 
 

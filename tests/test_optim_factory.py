@@ -114,6 +114,16 @@ def test_skip_list_and_frozen_parameters():
     assert "pos_embed" in decaying["params"]
 
 
+def test_biases_of_any_shape_do_not_decay():
+    module = nn.Module()
+    module.table = nn.Parameter(torch.ones(2, 2))
+    module.layer = nn.Module()
+    module.layer.bias = nn.Parameter(torch.ones(2, 2))
+    table, bias = named(module, get_parameter_groups(module, 0.1))
+    assert (table["params"], table["weight_decay"]) == (["table"], 0.1)
+    assert (bias["params"], bias["weight_decay"]) == (["layer.bias"], 0.0)
+
+
 def test_no_weight_decay_keeps_groups_and_layer_scales():
     model = toy()
     assigner = build_layer_decay(0.5, 2)

@@ -112,7 +112,7 @@ class Stage:
         scale: float = 1.0,
         angle: float = 0.0,
         floor: float | None = None,
-        inner: float | None = None,
+        ceiling: float | None = None,
     ) -> None:
         """Draws a part with its own origin at `origin`.
 
@@ -120,7 +120,7 @@ class Stage:
             scale: size relative to the part's table size.
             angle: rotation, clockwise as seen in the picture in either half.
             floor: v below which the part is hidden (it has sunk into something).
-            inner: u below which the part is hidden.
+            ceiling: v above which the part is hidden.
         """
         turn = np.deg2rad(angle) * self.side
         cosine, sine = np.cos(turn) * scale, np.sin(turn) * scale
@@ -131,8 +131,10 @@ class Stage:
                 if placed[:, 1].min() >= floor:
                     continue
                 placed[:, 1] = np.minimum(placed[:, 1], floor)
-            if inner is not None:
-                placed[:, 0] = np.maximum(placed[:, 0], inner)
+            if ceiling is not None:
+                if placed[:, 1].max() <= ceiling:
+                    continue
+                placed[:, 1] = np.maximum(placed[:, 1], ceiling)
             self.fill(placed, look.colour(tone))
 
 

@@ -129,9 +129,9 @@ def draw_lift(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) 
 
 def draw_screw(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
     """Draws a bolt cranked clockwise into a block, sinking as it turns."""
-    u, hole = 0.22 + layout.spot[0], 0.66 + layout.spot[1]
-    size = (0.13, 0.22)
-    head = np.array([u, hole - (0.25 - 0.19 * progress) * layout.scale])
+    u, hole = 0.22 + layout.spot[0], 0.7 + layout.spot[1]
+    size = (0.17, 0.11)
+    head = np.array([u, hole - (0.27 - 0.21 * progress) * layout.scale])
     reach = _around(stage, layout.start_angle + layout.turn * progress, (0.13, 0.085))
     reach = reach * layout.scale
     knob, tail = head + reach, head - reach * 0.9
@@ -143,29 +143,25 @@ def draw_screw(stage: Stage, layout: Layout, progress: float, shift: np.ndarray)
     layout.hand.draw_behind(stage, grip)
     stage.line(tail, knob, 0.05, scaled(layout.look.body, 0.45))
     stage.line(tail, knob, 0.034, layout.look.colour("light"))
-    stage.ellipse((tail[0], tail[1]), (0.048, 0.044), layout.look.mark)
+    stage.ellipse((tail[0], tail[1]), (0.055, 0.05), layout.look.mark)
     stage.ellipse((head[0], head[1]), (0.026, 0.022), scaled(layout.look.body, 0.6))
     layout.hand.draw_front(stage, grip)
 
 
 def draw_slide(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
-    """Draws a tray pulled outwards from under a housing at the picture's middle."""
-    middle = 0.62 + layout.spot[1]
-    housing_end = 0.125 + layout.spot[0] * 0.5
-    outer = housing_end + (0.045 + 0.235 * progress) * layout.scale + shift[0] * 0.5
-    grip = (outer + 0.025, middle + 0.02 + shift[1] * 0.5)
-    top, bottom = middle - 0.13, middle + 0.13
-    stage.shadow((housing_end / 2, bottom), (housing_end / 2 + 0.03, 0.03), 0.35)
-    back = [(0.03, top - 0.05), (housing_end - 0.01, top - 0.05)]
-    back += [(housing_end + 0.01, top), (0.015, top)]
-    stage.fill(np.array(back), scaled(layout.fixture, 1.3))
-    stage.shadow((outer - 0.1, middle + 0.08), (0.12, 0.03), 0.4)
+    """Draws a tray pulled out of a cabinet, towards the operator."""
+    u, slot = 0.21 + layout.spot[0], 0.44 + layout.spot[1]
+    top, half = slot - 0.17, 0.135
+    end = (u + shift[0] * 0.3, slot + (0.05 + 0.3 * progress) * layout.scale + shift[1] * 0.5)
+    grip = (end[0] + 0.07, end[1] + 0.02)
+    lid = [(u - half * 0.85, top - 0.07), (u + half * 0.85, top - 0.07)]
+    lid += [(u + half, top), (u - half, top)]
+    stage.fill(np.array(lid), scaled(layout.fixture, 1.3))
+    stage.shadow((u, (slot + end[1]) / 2 + 0.03), (0.13, (end[1] - slot) / 2 + 0.03), 0.35)
     layout.hand.draw_behind(stage, grip)
-    stage.line((outer, middle), grip, 0.03, scaled(layout.look.body, 0.45))
-    origin = (outer, middle + shift[1] * 0.3)
-    stage.draw_part(layout.look, origin, scale=layout.scale, inner=0.03)
-    stage.rectangle(0.015, top, housing_end + 0.01, bottom, layout.fixture)
-    stage.rectangle(housing_end - 0.015, top, housing_end + 0.01, bottom, (30, 30, 34))
+    stage.draw_part(layout.look, end, scale=layout.scale, ceiling=top)
+    stage.rectangle(u - half, top, u + half, slot - 0.03, layout.fixture)
+    stage.rectangle(u - half, slot - 0.03, u + half, slot + 0.005, (28, 28, 32))
     layout.hand.draw_front(stage, grip)
 
 

@@ -10,7 +10,7 @@ RGB.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -69,6 +69,12 @@ def _stream(vocabulary: Vocabulary, seed: int, index: int, stream: int) -> np.ra
     return np.random.default_rng([seed, table, index, stream])
 
 
+def _jitter(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
+    """Returns the colour with a common change in brightness and a smaller one a channel."""
+    factors = (1.0 + rng.uniform(-amount, amount)) * (1.0 + rng.uniform(-amount / 2, amount / 2, size=3))
+    return tuple(int(value) for value in np.clip(np.array(colour) * factors, 0, 255))
+
+
 def _draw_scene(
     vocabulary: Vocabulary, split: str, size: tuple[int, int], rng: np.random.Generator
 ) -> SceneDraw:
@@ -83,7 +89,17 @@ def _draw_scene(
         height=height,
         width=width,
         scene=scenes[rng.integers(len(scenes))],
-        hand=hands[rng.integers(len(hands))],
+        hand=_vary_hand(hands[rng.integers(len(hands))], rng),
+    )
+
+
+def _vary_hand(style: HandStyle, rng: np.random.Generator) -> HandStyle:
+    """Returns the hands of one wearer of a style: somewhat other colours and size."""
+    return replace(
+        style,
+        skin=_jitter(rng, style.skin, 0.14),
+        sleeve=_jitter(rng, style.sleeve, 0.25),
+        size=style.size * float(rng.uniform(0.94, 1.06)),
     )
 
 
@@ -95,12 +111,6 @@ def draw_scene(vocabulary: Vocabulary, recording: Recording, seed: int, size: tu
     """
     rng = _stream(vocabulary, seed, recording.index, _SCENE_STREAM)
     return _draw_scene(vocabulary, recording.split, size, rng)
-
-
-def _jitter(rng: np.random.Generator, colour: Colour, amount: float) -> Colour:
-    """Returns the colour with a common change in brightness and a smaller one a channel."""
-    factors = (1.0 + rng.uniform(-amount, amount)) * (1.0 + rng.uniform(-amount / 2, amount / 2, size=3))
-    return tuple(int(value) for value in np.clip(np.array(colour) * factors, 0, 255))
 
 
 def _smooth_noise(rng: np.random.Generator, height: int, width: int, cells: tuple[int, int]) -> np.ndarray:
@@ -194,12 +204,12 @@ def _background(draw: SceneDraw, rng: np.random.Generator) -> tuple[np.ndarray, 
     """Returns the empty table `(H, W, 3)` and the v of its far edge."""
     y, x = np.mgrid[0 : draw.height, 0 : draw.width].astype(np.float32)
     y, x = y + rng.uniform(0, 40), x + rng.uniform(0, 40)
-    table = np.array(_jitter(rng, draw.scene.table, 0.14))
+    table = np.array(_jitter(rng, draw.scene.table, 0.22))
     picture = TEXTURES[draw.scene.texture](rng, y, x)[:, :, None] * table
     edge = float(rng.uniform(0.1, 0.24))
     rows = round(edge * draw.height)
     cloud = _smooth_noise(rng, rows, draw.width, (2, 4))[:, :, None]
-    picture[:rows] = (0.94 + 0.1 * cloud) * np.array(_jitter(rng, draw.scene.wall, 0.14))
+    picture[:rows] = (0.94 + 0.1 * cloud) * np.array(_jitter(rng, draw.scene.wall, 0.22))
     picture[rows : rows + 2] *= 0.6
     return np.clip(picture, 0, 255).astype(np.uint8), edge
 
@@ -214,13 +224,13 @@ def _scatter_parts(
 ) -> None:
     """Lays parts on the table that nobody uses, at its far and near edges."""
     half_width = picture.shape[1] / picture.shape[0] / 2
-    for _ in range(int(rng.integers(1, 5))):
+    for _ in range(int(rng.integers(0, 4))):
         stage = Stage(picture, int(rng.choice([-1, 1])))
         part = vocabulary.parts[rng.integers(len(vocabulary.parts))]
         far = rng.uniform() < 0.6
         v = edge + rng.uniform(0.03, 0.1) if far else rng.uniform(0.93, 1.0)
         u = float(rng.uniform(0.04, half_width))
-        look, scale = _look(part, rng), float(rng.uniform(0.4, 0.6))
+        look, scale = _look(part, rng), float(rng.uniform(0.35, 0.5))
         stage.shadow((u, v + 0.03), (0.08, 0.03), 0.3)
         stage.draw_part(look, (u, float(v)), scale=scale, angle=float(rng.uniform(-100, 100)))
 

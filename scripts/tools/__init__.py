@@ -1,0 +1,1 @@
+"""Tools around a run: what is done with its checkpoints and outputs."""

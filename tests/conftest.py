@@ -1,0 +1,209 @@
+"""What the tests share: small videos and lists, the command line in this process, two processes."""
+
+import contextlib
+import dataclasses
+import io
+import logging
+import os
+import random
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+# Before torch is imported: spinning OpenMP threads are slow where cores are shared.
+os.environ["OMP_NUM_THREADS"] = "1"
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+import av
+import cv2
+import numpy as np
+import pytest
+import torch
+
+torch.set_num_threads(1)
+cv2.setNumThreads(0)
+
+# Unequal lists and class counts, and counts of validation clips that two processes cannot share evenly.
+CLASSES = {"lh": 4, "rh": 3}
+TRAIN_CLIPS = {"lh": 16, "rh": 11}
+VAL_CLIPS = {"lh": 5, "rh": 3}
+RECORDINGS = 21
+
+
+def write_video(path, frames, codec="libx264"):
+    """Writes uint8 (T, H, W, 3) frames as a video file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width = frames.shape[1:3]
+        stream.pix_fmt = "yuv420p"
+        if codec == "libx264":
+            stream.options = {"preset": "ultrafast", "crf": "12"}
+        stream.codec_context.thread_count = 1
+        for frame in frames:
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+        container.mux(stream.encode(None))
+
+
+def draw_recording(number, height=48, width=64, n_frames=None):
+    """A coloured square that moves over a coloured background; every recording looks different."""
+    rng = np.random.default_rng(number)
+    n_frames = n_frames or int(rng.integers(24, 41))
+    frames = np.empty((n_frames, height, width, 3), np.uint8)
+    frames[:] = rng.integers(0, 256, 3)
+    colour = rng.integers(0, 256, 3)
+    side = int(rng.integers(10, 24))
+    start, end = rng.uniform(0, 1, (2, 2))
+    for i, share in enumerate(np.linspace(0, 1, n_frames)):
+        top, left = ((1 - share) * start + share * end) * (height - side, width - side)
+        frames[i, int(top) : int(top) + side, int(left) : int(left) + side] = colour
+    return frames
+
+
+def write_list(path, rows):
+    """Writes a list file of (clip, label) rows."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("".join(f"{clip} {label}\n" for clip, label in rows))
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """A data set in the layout that users have."""
+
+    root: Path
+    labels: dict  # {hand: {clip: label}} of all recordings
+    train: dict  # {hand: [(clip, label)]}
+    val: dict
+
+    def path(self, hand):
+        return self.root / f"{hand}_v0"
+
+    @property
+    def flags(self):
+        return ["--lh_data_path", str(self.path("lh")), "--rh_data_path", str(self.path("rh"))]
+
+
+@pytest.fixture(scope="session")
+def sample(tmp_path_factory):
+    """Sixteen and eleven training clips, five and three for validation; labels differ by hand."""
+    root = tmp_path_factory.mktemp("sample")
+    names = [f"r{number:02}.mp4" for number in range(RECORDINGS)]
+    sizes = [(48, 64), (64, 80), (64, 64), (80, 64)]
+    for number, name in enumerate(names):
+        write_video(root / "lh_v0" / "videos" / name, draw_recording(number, *sizes[number % 4]))
+    (root / "rh_v0").mkdir()
+    (root / "rh_v0" / "videos").symlink_to(root / "lh_v0" / "videos")
+    labels = {
+        "lh": {name: number % CLASSES["lh"] for number, name in enumerate(names)},
+        "rh": {name: (number * 5 // 3) % CLASSES["rh"] for number, name in enumerate(names)},
+    }
+    rows = {hand: list(by_name.items()) for hand, by_name in labels.items()}
+    train = {hand: rows[hand][: TRAIN_CLIPS[hand]] for hand in rows}
+    val = {hand: rows[hand][-VAL_CLIPS[hand] :] for hand in rows}
+    for hand in rows:
+        write_list(root / f"{hand}_v0" / "train_list_video.txt", train[hand])
+        write_list(root / f"{hand}_v0" / "val_list_video.txt", val[hand])
+    return Sample(root, labels, train, val)
+
+
+MODEL_FLAGS = (
+    *("--model", "vit_tiny_patch16_224_alternating", "--depth", "1", "--input_size", "32"),
+    *("--short_side_size", "36", "--num_frames", "4", "--sampling_rate", "2"),
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_flags(sample):
+    """Flags of a run that takes about a second: four steps of four clips an epoch, two epochs."""
+    return [
+        *sample.flags,
+        *MODEL_FLAGS,
+        *("--data_set", "CUSTOM", "--num_workers", "0", "--device", "cpu"),
+        *("--batch_size", "2", "--update_freq", "2", "--num_sample", "2", "--epochs", "2"),
+        *("--warmup_epochs", "1", "--alternation_steps", "3", "--lr", "0.05", "--log_interval", "2"),
+        *("--test_num_segment", "2", "--test_num_crop", "3"),
+    ]
+
+
+@dataclasses.dataclass(frozen=True)
+class RunResult:
+    """How a command ended, and what it said."""
+
+    code: int
+    output: str
+
+
+@pytest.fixture(scope="session")
+def run_main():
+    """Runs the command line in this process and leaves the process as it was."""
+    import run_alternating_hand_finetuning as run
+
+    def call(*flags):
+        root = logging.getLogger()
+        handlers, level = list(root.handlers), root.level
+        environment = dict(os.environ)
+        states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+        deterministic = torch.are_deterministic_algorithms_enabled()
+        output = io.StringIO()
+        root.handlers = []
+        try:
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                try:
+                    code = run.main([str(flag) for flag in flags])
+                except SystemExit as stop:
+                    code = stop.code
+        finally:
+            for handler in root.handlers:
+                handler.close()
+            root.handlers, root.level = handlers, level
+            os.environ.clear()
+            os.environ.update(environment)
+            random.setstate(states[0])
+            np.random.set_state(states[1])
+            torch.set_rng_state(states[2])
+            torch.use_deterministic_algorithms(deterministic)
+        return RunResult(code, output.getvalue())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def torchrun():
+    """Runs a script in two gloo processes on this machine, with torchrun."""
+
+    def call(*command, timeout=240):
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+        # Each call keeps its launcher's logs to itself.
+        with tempfile.TemporaryDirectory() as logs:
+            done = subprocess.run(
+                [*launcher, "--log-dir", logs, *map(str, command)],
+                cwd=ROOT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+                timeout=timeout,
+                check=False,
+            )
+        return RunResult(done.returncode, done.stdout)
+
+    return call
+
+
+def assert_equal_states(first, second, where="state"):
+    """Two nested states with tensors are the same, bit for bit."""
+    assert type(first) is type(second), where
+    if isinstance(first, torch.Tensor):
+        assert first.dtype == second.dtype and torch.equal(first, second), where
+    elif isinstance(first, dict):
+        assert first.keys() == second.keys(), where
+        for key in first:
+            assert_equal_states(first[key], second[key], f"{where}[{key!r}]")
+    elif isinstance(first, (list, tuple)):
+        assert len(first) == len(second), where
+        for i, pair in enumerate(zip(first, second, strict=True)):
+            assert_equal_states(*pair, f"{where}[{i}]")
+    else:
+        assert first == second, where

@@ -1,0 +1,395 @@
+"""The command line end to end: training, files, resuming, evaluating, learning; in this process."""
+
+import csv
+import json
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from conftest import CLASSES, MODEL_FLAGS, TRAIN_CLIPS, VAL_CLIPS, assert_equal_states, write_list
+from tensorboardX.proto.event_pb2 import Event
+
+# Everything that draws or remembers: mixup, erasing, drop path, token masks, accumulation, EMA, workers.
+FULL = (
+    *("--model_ema", "--model_ema_decay", "0.9", "--drop_path", "0.3", "--depth", "2"),
+    *("--head_drop_rate", "0.2", "--reprob", "0.5", "--train_mask_ratio", "0.25", "--train_mask_type"),
+    *("random", "--num_workers", "2", "--save_ckpt_freq", "1", "--save_ckpt_steps", "3"),
+)
+HAND_METRICS = {"top1", "top5", "mean_class_acc", "top1_all", "top5_all", "clips", "unreadable"}
+CLOCK = ("seconds", "seconds_a_step", "data_wait")
+STEPS = 8  # of the whole tiny run
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def epochs_of(folder):
+    """Rows of log.txt without what a clock measured."""
+    rows = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [{name: v for name, v in row.items() if not name.endswith(CLOCK)} for row in rows]
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def assert_same_run(first, second):
+    """Two runs left the same weights, moments, moving averages, log and metrics, bit for bit."""
+    a, b = load(first / "checkpoint-last.pth"), load(second / "checkpoint-last.pth")
+    for saved in (a, b):
+        for place in ("output_dir", "resume"):
+            saved["args"].pop(place)
+    assert_equal_states(a, b)
+    assert epochs_of(first) == epochs_of(second)
+    assert metrics_of(first) == metrics_of(second)
+
+
+@pytest.fixture(scope="module")
+def full_run(run_main, tiny_flags, tmp_path_factory):
+    """The folder of a finished run with everything switched on."""
+    folder = tmp_path_factory.mktemp("full")
+    result = run_main(*tiny_flags, *FULL, "--output_dir", folder)
+    assert result.code == 0, result.output
+    return folder
+
+
+# ------------------------------------------------------------------------------------ files
+
+
+def test_run_writes_all_its_files(full_run):
+    files = {path.name for path in full_run.iterdir()}
+    assert files == {
+        *("args.json", "log.txt", "run.log", "tensorboard", "metrics.json", "ema"),
+        *("0_lh.txt", "0_rh.txt", "predictions_lh.csv", "predictions_rh.csv"),
+        *("checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-last.pth"),
+        *("checkpoint-step-3.pth", "checkpoint-step-6.pth"),
+        *("checkpoint-best.pth", "checkpoint-best-lh.pth", "checkpoint-best-rh.pth"),
+    }
+    in_ema = {path.name for path in (full_run / "ema").iterdir()}
+    assert in_ema == {"0_lh.txt", "0_rh.txt", "predictions_lh.csv", "predictions_rh.csv"}
+    assert list((full_run / "tensorboard").glob("events.out.tfevents*"))
+
+
+def test_metrics_have_the_documented_fields(full_run):
+    metrics = metrics_of(full_run)
+    assert metrics.keys() == {"lh", "rh", "mean_top1", "weights", "ema"}
+    assert metrics["weights"] == "last"
+    assert metrics["ema"].keys() == {"lh", "rh", "mean_top1"}
+    for group in (metrics, metrics["ema"]):
+        for hand, clips in VAL_CLIPS.items():
+            assert group[hand].keys() == HAND_METRICS
+            assert (group[hand]["clips"], group[hand]["unreadable"]) == (clips, 0)
+            assert 0 <= group[hand]["top1"] <= group[hand]["top5"] == 100
+        assert group["mean_top1"] == pytest.approx((group["lh"]["top1"] + group["rh"]["top1"]) / 2)
+
+
+def test_predictions_name_each_clip_once_and_agree_with_the_accuracy(full_run, sample):
+    for hand in CLASSES:
+        with (full_run / f"predictions_{hand}.csv").open(newline="") as file:
+            rows = list(csv.DictReader(file))
+        assert {row["clip"]: int(row["label"]) for row in rows} == dict(sample.val[hand])
+        assert len(rows) == VAL_CLIPS[hand]
+        right = [row["label"] == row["prediction"] for row in rows]
+        assert 100 * np.mean(right) == pytest.approx(metrics_of(full_run)[hand]["top1"])
+        assert all(1 / CLASSES[hand] <= float(row["probability"]) <= 1 for row in rows)
+
+
+def test_results_have_a_row_for_each_view_of_each_clip(full_run, sample):
+    for hand in CLASSES:
+        rows = [line.split() for line in (full_run / f"0_{hand}.txt").read_text().splitlines()[1:]]
+        views = {(row[0], int(row[-2]), int(row[-1])) for row in rows}
+        clips = [name for name, _ in sample.val[hand]]
+        assert views == {(name, chunk, split) for name in clips for chunk in range(2) for split in range(3)}
+        assert len(rows) == len(views)
+        assert all(len(row) == 1 + CLASSES[hand] + 3 for row in rows)
+
+
+def test_log_has_each_epoch_once_with_both_hands(full_run):
+    rows = epochs_of(full_run)
+    assert [row["epoch"] for row in rows] == [0, 1]
+    for name in ("train_lh_loss", "train_rh_loss", "val_lh_top1", "val_rh_loss", "val_ema_rh_top1"):
+        assert all(np.isfinite(row[name]) for row in rows)
+    # Mixed labels have no right answer, so that no training accuracy is claimed.
+    assert not [name for row in rows for name in row if name.startswith("train") and "top1" in name]
+
+
+def test_training_accuracy_is_logged_where_labels_are_not_mixed(run_main, tiny_flags, tmp_path):
+    run_main(*tiny_flags, "--mixup", 0, "--cutmix", 0, "--epochs", 1, "--output_dir", tmp_path)
+    assert 0 <= epochs_of(tmp_path)[0]["train_lh_top1"] <= 100
+
+
+def test_tensorboard_events_hold_the_training_loss(full_run):
+    (path,) = (full_run / "tensorboard").iterdir()
+    data, tags = path.read_bytes(), set()
+    while data:  # records: length (8), its check sum (4), event, check sum (4)
+        size = int.from_bytes(data[:8], "little")
+        tags |= {value.tag for value in Event.FromString(data[12 : 12 + size]).summary.value}
+        data = data[16 + size :]
+    assert {"train/lh_loss", "train/lr", "val/rh_top1", "val_ema/lh_top1"} <= tags
+
+
+def test_checkpoint_is_plain_and_knows_its_epoch(full_run):
+    for name, epoch, step in (("0", 0, 4), ("1", 1, 8), ("last", 1, 8), ("step-3", 0, 3), ("step-6", 1, 6)):
+        checkpoint = load(full_run / f"checkpoint-{name}.pth")
+        assert checkpoint.keys() == {
+            *("model", "model_ema", "optimizer", "scaler", "epoch", "args", "alternating")
+        }
+        assert (checkpoint["epoch"], checkpoint["alternating"]["step"]) == (epoch, step)
+        assert type(checkpoint["args"]) is dict
+        for hand, classes in CLASSES.items():
+            assert checkpoint["model"][f"{hand}_head.weight"].shape[0] == classes
+
+
+def test_best_checkpoints_are_those_of_the_best_epochs(full_run):
+    rows = epochs_of(full_run)
+    scores = {hand: [row[f"val_{hand}_top1"] for row in rows] for hand in CLASSES}
+    for name, series in {
+        "best-lh": scores["lh"],
+        "best-rh": scores["rh"],
+        "best": np.mean(list(scores.values()), axis=0),
+    }.items():
+        checkpoint = load(full_run / f"checkpoint-{name}.pth")
+        assert checkpoint["epoch"] == int(np.argmax(series))  # the first of equal ones
+        assert checkpoint["alternating"]["best"][name] == max(series)
+
+
+def test_arguments_are_saved_as_they_were_resolved(full_run):
+    saved = json.loads((full_run / "args.json").read_text())
+    assert (saved["lh_num_classes"], saved["rh_num_classes"]) == (CLASSES["lh"], CLASSES["rh"])
+    assert saved["lr"] == 0.05
+
+
+# --------------------------------------------------------------------------------- evaluating
+
+
+def test_eval_of_the_last_checkpoint_repeats_the_run_s_metrics(run_main, full_run, tmp_path):
+    result = run_main("--eval", "--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
+    assert result.code == 0, result.output
+    assert metrics_of(tmp_path) == metrics_of(full_run)
+    for name in ("0_lh.txt", "0_rh.txt", "predictions_rh.csv", "ema/0_lh.txt"):
+        assert (tmp_path / name).read_bytes() == (full_run / name).read_bytes()
+    assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_eval_without_output_writes_beside_the_checkpoint(run_main, full_run, tmp_path):
+    shutil.copy(full_run / "checkpoint-last.pth", tmp_path)
+    assert run_main("--eval", "--resume", tmp_path / "checkpoint-last.pth").code == 0
+    assert metrics_of(tmp_path) == metrics_of(full_run)
+
+
+def test_eval_flags_win_over_the_checkpoint_s(run_main, full_run, tmp_path):
+    flags = ("--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
+    assert run_main("--eval", *flags, "--test_num_segment", 1, "--test_num_crop", 1).code == 0
+    rows = (tmp_path / "0_lh.txt").read_text().splitlines()[1:]
+    assert [row.split()[-2:] for row in rows] == [["0", "0"]] * VAL_CLIPS["lh"]
+
+
+def test_eval_finds_the_newest_checkpoint_of_a_folder(run_main, full_run, tiny_flags, tmp_path):
+    for name in ("checkpoint-0.pth", "checkpoint-last.pth"):
+        shutil.copyfile(full_run / name, tmp_path / name)
+    result = run_main("--eval", "--output_dir", tmp_path)
+    assert result.code == 0, result.output
+    assert metrics_of(tmp_path) == metrics_of(full_run)
+
+
+def test_validation_alone_repeats_the_epoch_s_figures(run_main, full_run, tmp_path):
+    result = run_main("--validation", "--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
+    assert result.code == 0, result.output
+    validation = json.loads((tmp_path / "validation.json").read_text())
+    row = epochs_of(full_run)[-1]
+    for weights, group in (("raw", "val"), ("ema", "val_ema")):
+        for hand in CLASSES:
+            figures = {name: row[f"{group}_{hand}_{name}"] for name in validation[weights][hand]}
+            assert validation[weights][hand] == figures
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_eval_needs_no_training_lists(run_main, full_run, sample, tmp_path):
+    for hand in CLASSES:
+        rows = [(sample.path("lh") / "videos" / name, label) for name, label in sample.val[hand]]
+        write_list(tmp_path / hand / "val_list_video.txt", rows)
+    paths = ("--lh_data_path", tmp_path / "lh", "--rh_data_path", tmp_path / "rh")
+    flags = ("--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path / "out")
+    result = run_main("--eval", *flags, *paths)
+    assert result.code == 0, result.output
+    assert metrics_of(tmp_path / "out") == metrics_of(full_run)
+
+
+def test_test_list_replaces_the_validation_list_in_the_test(run_main, full_run, sample, tmp_path):
+    for hand in CLASSES:
+        (tmp_path / hand).mkdir()
+        (tmp_path / hand / "videos").symlink_to(sample.path("lh") / "videos")
+        write_list(tmp_path / hand / "test_list_video.txt", sample.val[hand][:2])
+        write_list(tmp_path / hand / "val_list_video.txt", sample.val[hand])
+    paths = ("--lh_data_path", tmp_path / "lh", "--rh_data_path", tmp_path / "rh")
+    flags = ("--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
+    assert run_main("--eval", "--validation", *flags, *paths).code == 0
+    assert metrics_of(tmp_path)["lh"]["clips"] == 2
+    validation = json.loads((tmp_path / "validation.json").read_text())
+    assert validation["raw"]["lh"]["clips"] == VAL_CLIPS["lh"]
+
+
+@pytest.mark.parametrize("weights", ["best", "ema"])
+def test_other_weights_are_tested_and_repeated_by_eval(run_main, tiny_flags, tmp_path, weights):
+    ema = ("--model_ema", "--model_ema_decay", "0.5")
+    result = run_main(*tiny_flags, *ema, "--test_weights", weights, "--output_dir", tmp_path / "run")
+    assert result.code == 0, result.output
+    metrics = metrics_of(tmp_path / "run")
+    assert metrics["weights"] == weights
+    name = {"best": "checkpoint-best.pth", "ema": "checkpoint-last.pth"}[weights]
+    flags = ("--resume", tmp_path / "run" / name, "--output_dir", tmp_path / "again")
+    result = run_main("--eval", *flags, "--test_weights", weights)
+    assert result.code == 0, result.output
+    assert metrics_of(tmp_path / "again") == metrics
+    if weights == "ema":
+        assert metrics["lh"] == metrics["ema"]["lh"]
+        raw = (tmp_path / "run" / "raw" / "0_lh.txt").read_text()
+        assert raw != (tmp_path / "run" / "0_lh.txt").read_text()
+
+
+# ---------------------------------------------------------------------------------- resuming
+
+
+@pytest.mark.parametrize("name", ["checkpoint-0.pth", "checkpoint-step-3.pth", "checkpoint-step-6.pth"])
+def test_resumed_run_equals_the_uninterrupted_one(run_main, tiny_flags, full_run, tmp_path, name):
+    # As after a stop: the checkpoint, and a log that may be ahead of it.
+    shutil.copyfile(full_run / name, tmp_path / name)
+    shutil.copyfile(full_run / "log.txt", tmp_path / "log.txt")
+    result = run_main(*tiny_flags, *FULL, "--output_dir", tmp_path)
+    assert result.code == 0, result.output
+    assert f"resumed from {tmp_path / name}" in result.output
+    assert_same_run(full_run, tmp_path)
+
+
+def test_number_of_workers_changes_nothing(run_main, tiny_flags, full_run, tmp_path):
+    assert run_main(*tiny_flags, *FULL, "--num_workers", 0, "--output_dir", tmp_path).code == 0
+    a, b = (load(folder / "checkpoint-last.pth")["model"] for folder in (full_run, tmp_path))
+    assert_equal_states(a, b)
+
+
+def test_seed_changes_the_run(run_main, tiny_flags, full_run, tmp_path):
+    assert run_main(*tiny_flags, *FULL, "--seed", 1, "--output_dir", tmp_path).code == 0
+    a, b = (load(folder / "checkpoint-last.pth")["model"] for folder in (full_run, tmp_path))
+    assert not torch.equal(a["lh_head.weight"], b["lh_head.weight"])
+
+
+def test_finished_run_is_only_tested_again(run_main, tiny_flags, full_run, tmp_path):
+    for name in ("checkpoint-last.pth", "log.txt"):
+        shutil.copyfile(full_run / name, tmp_path / name)
+    assert run_main(*tiny_flags, *FULL, "--output_dir", tmp_path).code == 0
+    assert metrics_of(tmp_path) == metrics_of(full_run)
+    assert epochs_of(tmp_path) == epochs_of(full_run)
+
+
+def test_best_score_is_remembered_over_a_resume(run_main, tiny_flags, full_run, tmp_path):
+    checkpoint = load(full_run / "checkpoint-0.pth")
+    checkpoint["alternating"]["best"] = {"best": 101.0, "best-lh": 101.0, "best-rh": 101.0}
+    torch.save(checkpoint, tmp_path / "checkpoint-0.pth")
+    assert run_main(*tiny_flags, *FULL, "--output_dir", tmp_path).code == 0
+    assert not list(tmp_path.glob("checkpoint-best*"))
+
+
+def test_best_checkpoint_can_be_resumed(run_main, tiny_flags, full_run, tmp_path):
+    best = full_run / "checkpoint-best.pth"
+    result = run_main(*tiny_flags, *FULL, "--resume", best, "--output_dir", tmp_path)
+    assert result.code == 0, result.output
+    step = load(best)["alternating"]["step"]
+    assert f"resumed from {best} at step {step}" in result.output
+    a, b = (load(folder / "checkpoint-last.pth")["model"] for folder in (full_run, tmp_path))
+    assert_equal_states(a, b)
+
+
+def test_no_auto_resume_starts_anew(run_main, tiny_flags, full_run, tmp_path):
+    shutil.copyfile(full_run / "checkpoint-last.pth", tmp_path / "checkpoint-last.pth")
+    shutil.copyfile(full_run / "log.txt", tmp_path / "log.txt")
+    result = run_main(*tiny_flags, *FULL, "--no_auto_resume", "--output_dir", tmp_path)
+    assert "resumed" not in result.output
+    assert_same_run(full_run, tmp_path)
+
+
+def test_file_of_the_published_trainer_is_resumed_after_its_epoch(run_main, tiny_flags, full_run, tmp_path):
+    checkpoint = load(full_run / "checkpoint-0.pth")
+    for key in ("alternating", "model_ema"):
+        del checkpoint[key]
+    torch.save(checkpoint | {"scaler": {}}, tmp_path / "published.pth")
+    flags = ("--resume", tmp_path / "published.pth", "--output_dir", tmp_path / "run")
+    result = run_main(*tiny_flags, *FULL, *flags)
+    assert result.code == 0, result.output
+    assert [row["epoch"] for row in epochs_of(tmp_path / "run")] == [1]
+    a, b = (load(folder / "checkpoint-last.pth")["model"] for folder in (full_run, tmp_path / "run"))
+    assert_equal_states(a, b)
+
+
+# ---------------------------------------------------------------------------- hands and classes
+
+
+def test_one_stream_trains_and_reports_the_left_hand_alone(run_main, sample, tiny_flags, tmp_path):
+    flags = [flag for flag in tiny_flags if flag not in ("--rh_data_path", str(sample.path("rh")))]
+    result = run_main(*flags, "--one_stream", "--output_dir", tmp_path)
+    assert result.code == 0, result.output
+    metrics = metrics_of(tmp_path)
+    assert metrics.keys() == {"lh", "mean_top1", "weights", "ema"}
+    assert metrics["ema"] is None
+    assert metrics["mean_top1"] == metrics["lh"]["top1"]
+    assert not list(tmp_path.glob("*rh*"))
+    assert "rh" not in result.output
+    assert not [name for name in load(tmp_path / "checkpoint-last.pth")["model"] if "rh" in name]
+    again = ("--resume", tmp_path / "checkpoint-last.pth", "--output_dir", tmp_path / "again")
+    assert run_main("--eval", *again).code == 0
+    assert metrics_of(tmp_path / "again") == metrics
+
+
+def test_unreadable_clips_are_reported_and_never_replaced_in_the_test(run_main, sample, tiny_flags, tmp_path):
+    for hand in CLASSES:
+        folder = tmp_path / f"{hand}_v0"
+        rows = {
+            split: [(sample.path("lh") / "videos" / name, label) for name, label in rows[hand]]
+            for split, rows in (("train", sample.train), ("val", sample.val))
+        }
+        for split in rows:
+            rows[split][1] = (folder / "broken one.mp4", 1)
+            write_list(folder / f"{split}_list_video.txt", rows[split])
+        (folder / "broken one.mp4").write_bytes(b"no video")
+    paths = ("--lh_data_path", tmp_path / "lh_v0", "--rh_data_path", tmp_path / "rh_v0")
+    result = run_main(*tiny_flags, *paths, "--output_dir", tmp_path / "run")
+    assert result.code == 0, result.output
+    for hand, clips in VAL_CLIPS.items():
+        metrics = metrics_of(tmp_path / "run")[hand]
+        assert (metrics["clips"], metrics["unreadable"]) == (clips, 1)
+        assert metrics["top1_all"] == pytest.approx(metrics["top1"] * (clips - 1) / clips)
+        assert "broken one" not in (tmp_path / "run" / f"0_{hand}.txt").read_text()
+    bad = (tmp_path / "run" / "bad_clips_lh.txt").read_text()
+    assert bad.startswith(f"{tmp_path / 'lh_v0' / 'broken one.mp4'}\t")
+    assert len(bad.splitlines()) == 1
+
+
+# ------------------------------------------------------------------------------------- learning
+
+
+@pytest.fixture(scope="module")
+def overfitted(run_main, sample, tmp_path_factory):
+    """A run that saw 16 recordings with balanced labels, independent between the hands."""
+    folder = tmp_path_factory.mktemp("overfit")
+    names = list(sample.labels["lh"])[: TRAIN_CLIPS["lh"]]
+    labels = {"lh": [i % 4 for i in range(16)], "rh": [i // 4 for i in range(16)]}
+    for hand, of_hand in labels.items():
+        for split in ("train", "val"):
+            write_list(folder / hand / f"{split}_list_video.txt", zip(names, of_hand, strict=True))
+    root = sample.path("lh")
+    flags = [
+        *("--lh_data_path", folder / "lh", "--lh_data_root", root),
+        *("--rh_data_path", folder / "rh", "--rh_data_root", root),
+        *MODEL_FLAGS,
+        *("--depth", 2, "--data_set", "CUSTOM", "--num_workers", 0, "--device", "cpu", "--short_side_size", 32),
+        *("--batch_size", 8, "--num_sample", 1, "--epochs", 75, "--alternation_steps", 5),
+        *("--lr", "0.03", "--warmup_epochs", 5, "--weight_decay", 0, "--drop_path", 0, "--smoothing", 0),
+        *("--mixup", 0, "--cutmix", 0, "--reprob", 0, "--aa", "none", "--init_scale", 1),
+        *("--disable_eval_during_finetuning", "--test_num_segment", 2, "--test_num_crop", 3),
+        *("--no_save_ckpt",),
+    ]
+    out = folder / "out"
+    result = run_main(*flags, "--output_dir", out)
+    assert result.code == 0, result.output
+    return folder, flags
