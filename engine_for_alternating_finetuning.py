@@ -183,7 +183,7 @@ class HandMeters:
         """Starts from `sums`, as `state` gave them, or from nothing."""
         self._hands = tuple(hands)
         # A row a hand: sum of losses, views that were right, views, views whose labels were mixed.
-        start = torch.zeros(len(hands), 4) if sums is None else torch.as_tensor(sums)
+        start = torch.zeros(len(hands), 4) if sums is None else torch.tensor(sums, dtype=torch.float64)
         self.sums = start.to(device, torch.float64)
 
     def update(self, hand: str, loss: torch.Tensor, hits: torch.Tensor, views: int, mixed: bool) -> None:

@@ -413,7 +413,7 @@ def create_updater(
         optimizer = create_optimizer(
             args,
             model,
-            get_num_layer=lambda name: get_num_layer_for_vit(name, num_layers + 2),
+            get_num_layer=assigner and assigner.get_layer_id,
             get_layer_scale=assigner and assigner.get_scale,
         )
     except ValueError as error:

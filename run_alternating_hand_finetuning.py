@@ -210,6 +210,7 @@ def check_args(args: argparse.Namespace) -> None:
         (args.warmup_steps <= 0 and args.warmup_epochs > args.epochs,
          f"--warmup_epochs {args.warmup_epochs} is more than --epochs {args.epochs}"),
         (not 0 < args.crop_scale[0] <= args.crop_scale[1] <= 1, "--crop_scale: wants 0 < MIN <= MAX <= 1"),
+        (not 0 < args.layer_decay <= 1, f"--layer_decay {args.layer_decay}: must lie in (0, 1]"),
         (not args.weight_decay and args.weight_decay_end, "--weight_decay_end needs --weight_decay above 0"),
         (args.test_weights == "ema" and not (args.model_ema or args.eval),
          "--test_weights ema needs --model_ema"),
@@ -260,7 +261,10 @@ def build_datasets(
 
     def dataset_of(mode: str, hand: str) -> VideoClsDataset:
         path, root = getattr(args, f"{hand}_data_path"), getattr(args, f"{hand}_data_root")
-        return build_dataset(mode, path, root, hand=hand, num_classes=num_classes[hand], **settings)
+        try:
+            return build_dataset(mode, path, root, hand=hand, num_classes=num_classes[hand], **settings)
+        except ValueError as error:  # a setting that a transform refuses, with the flag's name
+            raise UserError(str(error)) from None
 
     return {mode: {hand: dataset_of(mode, hand) for hand in num_classes} for mode in modes}
 
@@ -287,7 +291,7 @@ def build_model(args: argparse.Namespace, num_classes: Mapping[str, int]) -> nn.
             **depth,
         )
     except (ValueError, RuntimeError, TypeError) as error:
-        raise UserError(f"--model {args.model}: {error}") from error
+        raise UserError(f"--model {args.model} --input_size {args.input_size}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------ evaluation

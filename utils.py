@@ -218,7 +218,8 @@ def _choose_device(device: str, local_rank: int | None) -> torch.device:
     if not torch.cuda.is_available():
         raise UserError(f"--device {device}: no CUDA device is here; use --device cpu")
     if local_rank is not None and chosen.index is None:
-        chosen = torch.device("cuda", local_rank)
+        # A scheduler may show each process its own GPU alone.
+        chosen = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
     if (chosen.index or 0) >= torch.cuda.device_count():
         raise UserError(f"--device {chosen}: this node has {torch.cuda.device_count()} GPUs")
     torch.cuda.set_device(chosen)

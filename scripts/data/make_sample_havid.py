@@ -26,7 +26,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from concurrent.futures import FIRST_EXCEPTION, Future, ProcessPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from functools import partial
@@ -196,15 +196,16 @@ def _start_worker() -> None:
 def _in_processes(make: partial[int], batches: Sequence[Sequence[Recording]], workers: int) -> Iterator[int]:
     """Yields the number of recordings of each batch as it is finished."""
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, _start_worker) as pool:
+    # Not a `with` block: its exit would withdraw the order to cancel what has not begun.
+    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    try:
         waiting: set[Future[int]] = {pool.submit(make, batch) for batch in batches}
-        try:
-            while waiting:
-                done, waiting = wait(waiting, timeout=0.2, return_when=FIRST_EXCEPTION)
-                for future in done:
-                    yield future.result()
-        finally:
-            pool.shutdown(wait=False, cancel_futures=True)
+        while waiting:
+            done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
+            for future in done:
+                yield future.result()
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 def make_videos(output: Path, sample: SampleSet, plan: Sequence[Recording], workers: int) -> None:
