@@ -200,9 +200,10 @@ def merge_hand(eval_path: str | Path, num_tasks: int, hand: str, method: str = "
 
 
 def _merge_files(paths: Sequence[Path], method: str) -> tuple[float, float]:
-    merged = merge_views(ViewScores.concatenate([read_results(path) for path in paths]), method)
-    if not merged.names:
+    views = ViewScores.concatenate([read_results(path) for path in paths])
+    if not views.names:
         raise UserError(f"{paths[0]}: no results to merge")
+    merged = merge_views(views, method)
     return topk_accuracy(merged.scores, merged.labels)
 
 

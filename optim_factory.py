@@ -31,7 +31,8 @@ OPTIMIZERS = (
     "lion",
     "adan",
 )
-FUSABLE = (torch.optim.Adam, torch.optim.AdamW, torch.optim.SGD)
+# Not SGD: fused, it cannot have parameters that got no gradient yet, such as the resting hand's head.
+FUSABLE = (torch.optim.Adam, torch.optim.AdamW)
 FUSED_DEVICES = {"cpu", "cuda"}
 
 

@@ -86,6 +86,7 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     add("--norm_eps", type=float, default=1e-6, help="LayerNorm epsilon; ADH-ViT trained with 1e-5")
     add("--use_cls", action="store_true", help="classify the first token, not the mean over tokens")
     add("--with_checkpoint", action="store_true", help="recompute activations: less memory, slower")
+    add("--compile", action="store_true", help="compile the model for training (minutes at the start)")
     add("--train_mask_ratio", type=float, default=0.0, help="share of tokens dropped in training")
     add("--train_mask_type", choices=MASKS, default="tube", help="which tokens are dropped")
     add("--finetune", default="", metavar="FILE", help="pretrained weights to start from")
@@ -450,8 +451,9 @@ class Training:
             self.dist.rank,
             self.dist.world_size,
         )
+        trained = torch.compile(model) if args.compile else model
         return TrainingEpoch(
-            utils.wrap_distributed(model, self.dist, several_heads=len(self.datasets) > 1),
+            utils.wrap_distributed(trained, self.dist, several_heads=len(self.datasets) > 1),
             build_loader(self.datasets, keys, args.num_workers, pins(args, self.dist)),
             self.updater,
             create_criterion(args),

@@ -490,9 +490,8 @@ def checkpoint_to_evaluate(args: argparse.Namespace) -> Path:
     if args.resume:
         return Path(args.resume)
     folder = Path(args.output_dir or "output")
-    found = resume_candidates(folder)
-    if args.test_weights == "best":
-        found = [path for path in found if path.name == "checkpoint-best.pth"]
+    best = folder / "checkpoint-best.pth"
+    found = [best] * best.exists() if args.test_weights == "best" else resume_candidates(folder)
     if not found:
         raise UserError(f"no checkpoint to evaluate in {folder}: give --resume FILE or --output_dir")
     return found[0]

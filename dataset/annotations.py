@@ -68,7 +68,7 @@ def read_clip_list(path: str | Path, num_classes: int | None = None, unique: boo
             match = _LINE.fullmatch(line)
             if match is None:
                 raise UserError(f"{path}:{number}: not `path label`: {line.strip()!r}")
-            paths.append(match[1].rstrip(","))
+            paths.append(match[1].rstrip(", \t"))
             labels.append(int(match[2]))
             lines.append(number)
     if not paths:

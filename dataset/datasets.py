@@ -209,8 +209,12 @@ class VideoClsDataset(Dataset):
         )
 
     def _training_views(self, clip: int, draw: tuple[int | str, ...]) -> tuple[np.ndarray, np.ndarray]:
-        rng = np.random.default_rng(derive_seed(*draw, "window"))
-        frames, order = self._decode(clip, lambda n: sampling.train_indices(n, rng=rng, **self._sampling))
+        seed = derive_seed(*draw, "window")
+
+        def choose(n: int) -> np.ndarray:  # a second decoder that tries the clip must draw the same
+            return sampling.train_indices(n, rng=np.random.default_rng(seed), **self._sampling)
+
+        frames, order = self._decode(clip, choose)
         window = frames[order]
         views = [self._transform(window, derive_seed(*draw, "view", view)) for view in range(self.num_sample)]
         return np.stack([v.frames for v in views]), np.stack([v.erase_boxes for v in views])

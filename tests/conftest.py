@@ -4,8 +4,10 @@ import contextlib
 import dataclasses
 import io
 import logging
+import multiprocessing
 import os
 import random
+import socket
 import subprocess
 import sys
 import tempfile
@@ -16,11 +18,11 @@ os.environ["OMP_NUM_THREADS"] = "1"
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-import av
-import cv2
-import numpy as np
-import pytest
-import torch
+import av  # noqa: E402
+import cv2  # noqa: E402
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
@@ -188,6 +190,38 @@ def torchrun():
                 check=False,
             )
         return RunResult(done.returncode, done.stdout)
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def fork_ranks(tmp_path_factory):
+    """Runs a function of the rank in two copies of this process, as a launcher would; no new imports."""
+
+    def start(function, rank, folder, environment):
+        os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        with (folder / f"{rank}.out").open("w") as output, contextlib.redirect_stdout(output):
+            result = function(rank)
+        torch.save(result, folder / f"{rank}.pt")
+
+    def call(function, timeout=120, **environment):
+        folder = tmp_path_factory.mktemp("ranks")
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            port = free.getsockname()[1]
+        launcher = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
+        launcher |= {"MASTER_PORT": str(port), **environment}
+        context = multiprocessing.get_context("fork")
+        ranks = [context.Process(target=start, args=(function, rank, folder, launcher)) for rank in (0, 1)]
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(timeout)
+            if process.is_alive():
+                process.kill()
+        outputs = [(folder / f"{rank}.out").read_text() for rank in (0, 1)]
+        assert [process.exitcode for process in ranks] == [0, 0], outputs
+        return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in (0, 1)], outputs
 
     return call
 

@@ -5,6 +5,7 @@ import shutil
 import pytest
 import torch
 from conftest import write_list
+
 from run_alternating_hand_finetuning import get_args, get_parser
 
 # The published names with the two-hand recipe's defaults.
@@ -223,8 +224,7 @@ def test_nothing_to_evaluate_is_an_error(run_main, tiny_flags, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "flags",
-    [("--lh_num_classes", 9), ("--depth", 2), ("--model", "vit_small_patch16_224_alternating")],
+    "flags", [("--lh_num_classes", 9), ("--depth", 2), ("--model", "vit_small_patch16_224_alternating")]
 )
 def test_checkpoint_that_does_not_fit_is_refused(run_main, small_run, tiny_flags, tmp_path, flags):
     path = small_run / "checkpoint-last.pth"

@@ -2,8 +2,8 @@
 
 `sample` is the set that the trainer is tried on: four parts, each with a pair of opposite motions
 of its own, so that naming the part leaves two answers and only the direction in time decides.
-`pretrain` is for weights to start from: other parts, other motions (every part makes every
-motion), other colours, scenes and hands. The two share nothing that a picture shows.
+`pretrain` is for weights to start from, made alike (a part has a pair of motions) of other parts, other
+motions, other colours, scenes and hands. The two share nothing that a picture shows.
 
 Part outlines are in units of the picture's height, x to the right, y down.
 """
@@ -228,13 +228,14 @@ _SAMPLE_PAIRS = (
     (BOLT, MotionPair("screw", "unscrew", "screw")),
     (TRAY, MotionPair("slide_out", "slide_in", "slide")),
 )
-_PRETRAIN_PARTS = (STAR, WASHER, CROSS, WEDGE, GEAR, BRACKET)
+_SWING = MotionPair("swing_up", "swing_down", "swing")
 _PRETRAIN_PAIRS = (
-    MotionPair("tilt_right", "tilt_left", "tilt"),
-    MotionPair("pull_apart", "push_together", "pull_apart"),
-    MotionPair("roll_right", "roll_left", "roll"),
-    MotionPair("swing_up", "swing_down", "swing"),
-    MotionPair("circle_right", "circle_left", "circle"),
+    (STAR, MotionPair("tilt_right", "tilt_left", "tilt")),
+    (WASHER, MotionPair("pull_apart", "push_together", "pull_apart")),
+    (CROSS, MotionPair("roll_right", "roll_left", "roll")),
+    (WEDGE, _SWING),
+    (GEAR, MotionPair("circle_right", "circle_left", "circle")),
+    (BRACKET, _SWING),
 )
 
 
@@ -277,7 +278,7 @@ SAMPLE = Vocabulary(
 )
 PRETRAIN = Vocabulary(
     name="pretrain",
-    actions=_both_ways([(part, pair) for part in _PRETRAIN_PARTS for pair in _PRETRAIN_PAIRS]),
+    actions=_both_ways(_PRETRAIN_PAIRS),
     scenes={
         "train": (
             SceneStyle("dots", (96, 88, 128), (180, 170, 190)),

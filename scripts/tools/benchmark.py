@@ -1,0 +1,110 @@
+"""Measures the speed of this project's parts; every figure in the docs comes from here.
+
+    python -m scripts.tools.benchmark model [--json FILE]
+
+What is compared runs in one process, in turns, so that a busy machine slows both alike; medians over
+`--repeats` turns are shown. Pin it to one core (`taskset -c 0`) for figures that can be compared.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import timm
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import models  # noqa: F401 - registers the models with timm
+from utils import write_json
+
+
+def measure_in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, in turns; the first turn warms up and does not count."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - start)
+    return seconds
+
+
+def summarize(seconds: Mapping[str, Sequence[float]], baseline: str) -> dict[str, dict[str, float]]:
+    """Median, quartiles (ms) and speed relative to the baseline's median of each run."""
+    reference = float(np.median(seconds[baseline]))
+    result = {}
+    for name, values in seconds.items():
+        low, median, high = np.percentile(values, [25, 50, 75])
+        result[name] = {
+            "median_ms": 1e3 * float(median),
+            "low_ms": 1e3 * float(low),
+            "high_ms": 1e3 * float(high),
+            "speed": reference / float(median),
+        }
+    return result
+
+
+def print_summary(title: str, summary: Mapping[str, Mapping[str, float]]) -> None:
+    """Prints a row a run."""
+    table = Table(title=title)
+    table.add_column("")
+    for column in ("median ms", "quartiles ms", "speed"):
+        table.add_column(column, justify="right")
+    for name, row in summary.items():
+        spread = f"{row['low_ms']:.1f} to {row['high_ms']:.1f}"
+        table.add_row(name, f"{row['median_ms']:.1f}", spread, f"{row['speed']:.2f}")
+    Console().print(table)
+
+
+def benchmark_model(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Forward and backward of one batch with unfused and with fused attention."""
+    torch.manual_seed(0)
+    model = timm.create_model(args.model, depth=args.depth, lh_num_classes=75, rh_num_classes=75)
+    clips = torch.randn(args.batch_size, 3, 16, 224, 224)
+    labels = torch.randint(0, 75, (args.batch_size,))
+
+    def step(backend: SDPBackend) -> None:
+        with sdpa_kernel(backend):
+            torch.nn.functional.cross_entropy(model(clips, "lh"), labels).backward()
+        model.zero_grad()
+
+    runs = {
+        "unfused attention": lambda: step(SDPBackend.MATH),
+        "fused attention": lambda: step(SDPBackend.FLASH_ATTENTION),
+    }
+    summary = summarize(measure_in_turns(runs, args.repeats), "unfused attention")
+    title = f"{args.model}, {args.depth} blocks, {args.batch_size} clips of 16x224x224, forward and backward"
+    print_summary(f"{title}, {torch.get_num_threads()} thread(s), fp32", summary)
+    return summary
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.tools.benchmark", description=__doc__)
+    commands = parser.add_subparsers(dest="command", required=True)
+    model = commands.add_parser("model", help="forward and backward, unfused against fused attention")
+    model.add_argument("--model", default="vit_base_patch16_224_alternating", help="registered model")
+    model.add_argument("--depth", type=int, default=4, help="blocks")
+    model.add_argument("--batch_size", type=int, default=1, help="clips")
+    model.set_defaults(run=benchmark_model)
+    for command in (model,):
+        command.add_argument("--repeats", type=int, default=5, help="turns that count")
+        command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    args = parser.parse_args(argv)
+    summary = args.run(args)
+    if args.json:
+        write_json(args.json, summary)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

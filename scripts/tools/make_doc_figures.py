@@ -1,0 +1,93 @@
+"""Draws the pictures of the docs from sample data, so that they can be renewed.
+
+python -m scripts.tools.make_doc_figures [--data data/sample_havid] [--output docs/images]
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+
+from dataset.annotations import read_clip_list
+from dataset.loader import decode_frames
+from models import HANDS
+from utils import UserError, atomic_open
+
+TILE = (176, 132)  # pixels, width and height of a frame
+CAPTION = 22  # pixels
+FRAMES = 6  # of a recording
+# Lines of the training list with different actions of both hands.
+RECORDINGS = 5
+
+
+def read_names(path: Path) -> dict[int, str]:
+    """{label: name} of a `mapping.txt`."""
+    rows = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
+    return {int(label): name.replace("_", " ") for label, name in rows}
+
+
+def both_labels(data: Path) -> dict[str, tuple[str, ...]]:
+    """{clip: (left hand's action, right hand's action)} of the training clips."""
+    named: list[dict[str, str]] = []
+    for hand in HANDS:
+        folder = data / f"{hand}_v0"
+        names = read_names(folder / "mapping.txt")
+        clips = read_clip_list(folder / "train_list_video.txt")
+        named.append({clip: names[int(label)] for clip, label in zip(clips, clips.labels, strict=True)})
+    return {clip: tuple(labels[clip] for labels in named) for clip in named[0] if clip in named[1]}
+
+
+def pick_recordings(labels: dict[str, tuple[str, ...]]) -> list[str]:
+    """The first recordings that show actions not shown yet."""
+    chosen: list[str] = []
+    seen: set[str] = set()
+    for clip, actions in labels.items():
+        if not seen & set(actions) and len(set(actions)) == len(actions) and len(chosen) < RECORDINGS:
+            chosen.append(clip)
+            seen |= set(actions)
+    return chosen
+
+
+def strip_of(video: Path, caption: str) -> Image.Image:
+    """One recording as a row of frames from its first to its last, under a caption."""
+    frames, order = decode_frames(str(video), lambda n: np.linspace(0, n - 1, FRAMES).round().astype(int))
+    strip = Image.new("RGB", (FRAMES * TILE[0], TILE[1] + CAPTION), "white")
+    for place, frame in enumerate(frames[order]):
+        picture = Image.fromarray(frame).resize(TILE, Image.Resampling.BICUBIC)
+        strip.paste(picture, (place * TILE[0], CAPTION))
+    ImageDraw.Draw(strip).text((4, 3), caption, fill="black", font=ImageFont.load_default(14))
+    return strip
+
+
+def sample_strip(data: Path) -> Image.Image:
+    """Recordings of the sample data under each other, both hands' actions above each."""
+    labels = both_labels(data)
+    rows = [
+        strip_of(data / "lh_v0" / "videos" / clip, "left hand: {}    right hand: {}".format(*labels[clip]))
+        for clip in pick_recordings(labels)
+    ]
+    return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    parser = argparse.ArgumentParser(prog="python -m scripts.tools.make_doc_figures", description=__doc__)
+    parser.add_argument("--data", type=Path, default=Path("data/sample_havid"), help="sample data")
+    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder of the pictures")
+    args = parser.parse_args(argv)
+    try:
+        with atomic_open(args.output / "sample_strip.png") as file:
+            sample_strip(args.data).save(file, format="PNG", optimize=True)
+    except (UserError, OSError) as error:
+        sys.stderr.write(f"make_doc_figures: {error}\n")
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
