@@ -225,7 +225,7 @@ def test_clipping_bounds_the_update_and_reports_the_norm_before_it():
         before = [param.detach().clone() for param in b.model.parameters()]
         norm = b.step(0)
         changes = [(param - old).flatten() for param, old in zip(b.model.parameters(), before, strict=True)]
-        moved[name] = (float(norm), float(torch.cat(changes).norm()))
+        moved[name] = (float(norm), torch.cat(changes).norm().item())
     assert moved["free"][0] == pytest.approx(moved["clipped"][0], rel=1e-5)
     assert moved["free"][1] == pytest.approx(moved["free"][0], rel=1e-3)  # rate 1
     assert moved["clipped"][1] == pytest.approx(0.01, rel=1e-3)

@@ -92,7 +92,8 @@ def training_frames(args):
 TRAINING = [
     ("--sampling_rate", 1), ("--sparse_sample",), ("--num_frames", 6), ("--seed", 1), ("--num_sample", 1),
     ("--aa", "none"), ("--aa", "rand-m9-n1"), ("--hflip", "on"), ("--input_size", 16),
-    ("--crop_scale", 0.9, 1), ("--train_interpolation", "bilinear"), ("--short_clips", "stretch", "--sampling_rate", 15),
+    ("--crop_scale", 0.9, 1), ("--train_interpolation", "bilinear"),
+    ("--short_clips", "stretch", "--sampling_rate", 15),
 ]  # fmt: skip
 
 

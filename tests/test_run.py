@@ -264,10 +264,12 @@ def test_resumed_run_equals_the_uninterrupted_one(run_main, tiny_flags, full_run
     assert_same_run(full_run, tmp_path)
 
 
-def test_number_of_workers_changes_nothing(run_main, tiny_flags, full_run, tmp_path):
-    assert run_main(*tiny_flags, *FULL, "--num_workers", 0, "--output_dir", tmp_path).code == 0
+def test_workers_and_step_checkpoints_change_nothing(run_main, tiny_flags, full_run, tmp_path):
+    flags = ("--num_workers", 0, "--save_ckpt_steps", 0, "--output_dir", tmp_path)
+    assert run_main(*tiny_flags, *FULL, *flags).code == 0
     a, b = (load(folder / "checkpoint-last.pth")["model"] for folder in (full_run, tmp_path))
     assert_equal_states(a, b)
+    assert epochs_of(tmp_path) == epochs_of(full_run)
 
 
 def test_seed_changes_the_run(run_main, tiny_flags, full_run, tmp_path):
