@@ -149,6 +149,7 @@ class Recipe:
     rank: int
     log_interval: int  # steps
     cutmix_region: str = "frame"
+    save_interval: int = 0  # steps between step checkpoints; 0: none
 
 
 class Updater(Protocol):
@@ -157,7 +158,8 @@ class Updater(Protocol):
     update_freq: int
     lr_schedule: np.ndarray
     weight_decay_schedule: np.ndarray
-    first_bad_step: torch.Tensor
+    first_bad_step: torch.Tensor  # on the device; -1: none
+    bad_loss: torch.Tensor  # on the device: whether this rank's own loss was not finite
 
     def set_rates(self, step: int) -> None:
         """Sets the rates of a step."""
@@ -192,14 +194,13 @@ class HandMeters:
         for i, value in enumerate((loss.double() * views, hits, views, views * mixed)):
             row[i] += value
 
-    def averages(self, sums: Sequence[float]) -> dict[str, float]:
-        """{`lh_loss`: ..., `lh_top1`: ...} of flat sums over ranks.
+    def averages(self, sums: np.ndarray) -> dict[str, float]:
+        """{`lh_loss`: ..., `lh_top1`: ...} of sums over ranks.
 
         A hand that had no turn is left out; so is its accuracy where labels are mixed.
         """
-        rows = np.reshape(sums, (len(self._hands), 4))
         result: dict[str, float] = {}
-        for hand, (loss, hits, views, mixed) in zip(self._hands, rows, strict=True):
+        for hand, (loss, hits, views, mixed) in zip(self._hands, sums, strict=True):
             if views:
                 result[f"{hand}_loss"] = float(loss / views)
             if views and not mixed:
@@ -217,8 +218,8 @@ def _sum_over_ranks(*tensors: torch.Tensor) -> list[np.ndarray]:
 # ------------------------------------------------------------------------------------ training
 
 
-class TrainingEpoch:
-    """One epoch of alternating training; `train_one_epoch_alternating` runs it."""
+class AlternatingTrainer:
+    """Makes the optimizer steps of a run; `train_one_epoch_alternating` drives it."""
 
     def __init__(
         self,
@@ -292,17 +293,28 @@ class TrainingEpoch:
         meters.update(hand, loss.detach(), hits, len(clips), mixup is not None)
         return loss
 
-    def stop_on_bad_loss(self, ranks_with_bad_loss: float) -> None:
-        """Raises on every rank once any rank's loss was not finite."""
-        if not ranks_with_bad_loss:
-            return
+    def read_sums(self, meters: HandMeters) -> np.ndarray:
+        """The meters' sums over ranks; waits for the device.
+
+        Raises:
+            NonFiniteLoss: on every rank, once any rank's loss or gradients were not finite.
+        """
+        is_bad = self.updater.first_bad_step >= 0
+        ranks_that_are_bad, sums = _sum_over_ranks(is_bad, meters.sums)
+        if ranks_that_are_bad[0]:
+            raise NonFiniteLoss(self._describe_bad_step())
+        return sums.reshape(meters.sums.shape)
+
+    def _describe_bad_step(self) -> str:
         first = int(self.updater.first_bad_step)
         names = [name for step, batch in self._recent if step == first for name in batch]
-        reports = broadcast_object(gather_objects((first, names)))
-        step = min(first for first, _ in reports if first >= 0)
-        clips = [name for first, names in reports if first == step for name in names]
+        reports = broadcast_object(gather_objects((first, bool(self.updater.bad_loss), names)))
+        step = min(first for first, _, _ in reports if first >= 0)
+        # The all-reduce spreads one rank's bad gradients: the clips are those of a bad loss, if any was.
+        any_loss = any(bad_loss for _, bad_loss, _ in reports)
+        clips = [name for first, bad_loss, names in reports if bad_loss or not any_loss for name in names]
         hand = self.recipe.alternation.hand_at(step)
-        raise NonFiniteLoss(
+        return (
             f"the loss or its gradients became non-finite at step {step} (hand {hand}, learning rate "
             f"{self.updater.lr_schedule[step]:.3g}); the weights were not touched. "
             f"Clips: {', '.join(clips)}. Lower --lr, or try --amp_dtype bf16 or fp32"
@@ -333,66 +345,79 @@ def unwrap(model: nn.Module) -> nn.Module:
 
 
 def train_one_epoch_alternating(
-    epoch_run: TrainingEpoch,
+    trainer: AlternatingTrainer,
     epoch: int,
     first_step: int,
     meters: HandMeters,
-    record: Callable[[int, dict[str, float]], None] = lambda step, values: None,
-    after_step: Callable[[int, HandMeters], None] = lambda step, meters: None,
+    record: Callable[[int, dict[str, float]], None] = lambda steps, values: None,
+    save: Callable[[int, np.ndarray | None], None] = lambda steps, sums: None,
 ) -> dict[str, float]:
     """Trains the steps of one epoch, or what is left of it.
 
     Args:
-        epoch_run: the model, its data and how to train it.
+        trainer: the model, its data and how to train it.
         epoch: zero-based epoch.
         first_step: the first step to make; within the epoch after a resume.
         meters: what the epoch's earlier steps summed up; empty at its start.
-        record: called at every logging interval with the step and its figures.
-        after_step: called after every step with the number of steps made so far.
+        record: called at every logging interval with the steps made so far and the figures.
+        save: called at every saving interval with the steps made so far and the meters' sums over
+            ranks (None at the epoch's end, where they start anew).
 
     Returns:
         The epoch's averages over ranks: loss of each hand, accuracy where labels are not mixed,
         last learning rate and gradient norm, share of time spent waiting for data.
 
     Raises:
-        NonFiniteLoss: on all ranks, at most a logging interval after the fact.
+        NonFiniteLoss: on all ranks, at most a logging interval after the fact, and before anything
+            is saved.
     """
-    recipe = epoch_run.recipe
+    recipe = trainer.recipe
     last_step = (epoch + 1) * recipe.steps_per_epoch
-    epoch_run.model.train()
-    epoch_run.data_seconds, start = 0.0, time.perf_counter()
+    trainer.model.train()
+    trainer.data_seconds, start = 0.0, time.perf_counter()
     values: dict[str, float] = {}
     for step in range(first_step, last_step):
-        norm = epoch_run.optimizer_step(step, meters)
+        norm = trainer.optimizer_step(step, meters)
         done = step + 1
-        if done % recipe.log_interval == 0 or done == last_step:
-            is_bad = epoch_run.updater.first_bad_step >= 0
-            bad, sums = _sum_over_ranks(is_bad, meters.sums)
-            epoch_run.stop_on_bad_loss(bad[0])
+        logs = done % recipe.log_interval == 0 or done == last_step
+        saves = recipe.save_interval > 0 and done % recipe.save_interval == 0
+        if logs or saves:
+            sums = trainer.read_sums(meters)
+        if logs:
             seconds = time.perf_counter() - start
-            values = meters.averages(sums) | {
-                "lr": float(epoch_run.updater.lr_schedule[step]),
-                "weight_decay": float(epoch_run.updater.weight_decay_schedule[step]),
-                "grad_norm": float(norm),
-                "data_wait": epoch_run.data_seconds / seconds,
+            values = meters.averages(sums) | _progress_figures(trainer, step, norm)
+            values |= {
+                "data_wait": trainer.data_seconds / seconds,
                 "seconds_a_step": seconds / (done - first_step),
                 "seconds": seconds,
             }
-            if recipe.runtime.device.type == "cuda":
-                values["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
             _log_progress(recipe, epoch, step, last_step, values)
             record(done, values)
-        after_step(done, meters)
+        if saves:
+            save(done, sums if done < last_step else None)
     return values
 
 
-def collect_bad_clips(epoch_run: TrainingEpoch, known: dict[str, dict[str, str]], output_dir: Path) -> None:
+def _progress_figures(trainer: AlternatingTrainer, step: int, norm: torch.Tensor) -> dict[str, float]:
+    values = {
+        "lr": float(trainer.updater.lr_schedule[step]),
+        "weight_decay": float(trainer.updater.weight_decay_schedule[step]),
+        "grad_norm": float(norm),
+    }
+    if norm.device.type == "cuda":
+        values["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
+    return values
+
+
+def collect_bad_clips(
+    trainer: AlternatingTrainer, known: dict[str, dict[str, str]], output_dir: Path
+) -> None:
     """Adds the unreadable clips that all ranks met to `known`, {hand: {clip: reason}}.
 
     Rank 0 lists them in `bad_clips_{hand}.txt`.
     """
-    gathered = broadcast_object(gather_objects(epoch_run.bad))
-    epoch_run.bad = []
+    gathered = broadcast_object(gather_objects(trainer.bad))
+    trainer.bad = []
     for hand, name, reason in itertools.chain(*gathered):
         known.setdefault(hand, {})[name] = reason
     for hand, bad in known.items():

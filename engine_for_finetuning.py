@@ -143,9 +143,9 @@ def read_results(path: Path) -> ViewScores:
         tails.append(tail)
     if not names:
         return ViewScores.empty()
-    values = np.fromstring(",".join(logits), sep=",")
-    if len(values) % len(names):
+    if len({row.count(",") for row in logits}) > 1:
         raise UserError(f"{path}: its rows have different numbers of classes")
+    values = np.fromstring(",".join(logits), sep=",")
     integers = np.fromstring(" ".join(tails), dtype=np.int64, sep=" ").reshape(-1, 3)
     return ViewScores(names, values.reshape(len(names), -1), *integers.T)
 
@@ -236,8 +236,8 @@ def accuracy_metrics(clips: ClipScores, unreadable: int) -> dict[str, float | in
     total = len(clips.names) + unreadable
     by_class = [top1[clips.labels == label].mean() for label in np.unique(clips.labels)]
     return {
-        "top1": 100.0 * float(top1.mean()),
-        "top5": 100.0 * float(top5.mean()),
+        "top1": 100.0 * int(top1.sum()) / len(clips.names),
+        "top5": 100.0 * int(top5.sum()) / len(clips.names),
         "mean_class_acc": 100.0 * float(np.mean(by_class)),
         "top1_all": 100.0 * int(top1.sum()) / total,
         "top5_all": 100.0 * int(top5.sum()) / total,
@@ -284,6 +284,8 @@ def describe_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 # Where a checkpoint keeps what only this project knows.
 STATE_KEY = "alternating"
+# Of an optimizer's groups these follow the flags and the machine of the run that goes on, not the file.
+_OWN_OPTIONS = {"lr_scale", "weight_decay", "betas", "eps", "momentum", "fused", "foreach"}
 
 
 @dataclasses.dataclass
@@ -333,16 +335,17 @@ class TrainingState:
         if self.ema is not None:
             key = "model_ema" if "model_ema" in checkpoint else "model"
             load_weights(self.ema.module, checkpoint, key, path)
-        kernels = [{key: g.get(key) for key in ("fused", "foreach")} for g in self.optimizer.param_groups]
+        own = [
+            {key: group[key] for key in _OWN_OPTIONS & group.keys()} for group in self.optimizer.param_groups
+        ]
         try:
             self.optimizer.load_state_dict(checkpoint["optimizer"])
             if checkpoint.get("scaler") and self.scaler.is_enabled():
                 self.scaler.load_state_dict(checkpoint["scaler"])
         except (KeyError, ValueError) as error:
             raise UserError(f"{path}: its optimizer state does not fit: {error}") from None
-        # Which kernel makes the step is this machine's choice, not the file's.
-        for group, own in zip(self.optimizer.param_groups, kernels, strict=True):
-            group.update({key: value for key, value in own.items() if key in group})
+        for group, options in zip(self.optimizer.param_groups, own, strict=True):
+            group.update(options)
         if STATE_KEY in checkpoint:
             self.progress = Progress(**checkpoint[STATE_KEY])
         elif isinstance(checkpoint.get("epoch"), int):

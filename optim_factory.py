@@ -331,6 +331,7 @@ class GradientUpdater:
     Attributes:
         scaler: The gradient scaler; its state belongs into checkpoints.
         first_bad_step: On the device: first step whose loss or gradients were not finite, or -1.
+        bad_loss: On the device: whether this rank's own loss was not finite at that step.
     """
 
     def __init__(
@@ -349,6 +350,7 @@ class GradientUpdater:
         self.update_freq, self.clip_grad = update_freq, clip_grad
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
+        self.bad_loss = torch.zeros((), dtype=torch.bool, device=device)
         self._decaying = [group["weight_decay"] > 0 for group in optimizer.param_groups]
         self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
 
@@ -361,7 +363,9 @@ class GradientUpdater:
 
     def backward(self, loss: torch.Tensor, step: int) -> None:
         """Adds the gradients of one micro step's mean loss."""
-        self._note(~torch.isfinite(loss.detach()), step)
+        bad = ~torch.isfinite(loss.detach())
+        self.bad_loss = self.bad_loss | (bad & (self.first_bad_step < 0))
+        self._note(bad, step)
         poison = torch.where(self.first_bad_step >= 0, torch.nan, 1.0)
         self.scaler.scale(loss * poison / self.update_freq).backward()
 

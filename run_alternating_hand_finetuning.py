@@ -34,11 +34,11 @@ from dataset.masking_generator import MASKS, TokenMasks, batch_masks
 from dataset.sampling import ShuffledPasses
 from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import (
+    AlternatingTrainer,
     Alternation,
     HandMeters,
     Recipe,
     Runtime,
-    TrainingEpoch,
     collect_bad_clips,
     final_test_alternating,
     steps_an_epoch,
@@ -374,6 +374,7 @@ class Training:
             seed=args.seed,
             rank=dist.rank,
             log_interval=args.log_interval,
+            save_interval=args.save_ckpt_steps,
             cutmix_region=args.cutmix_region,
         )
         ema_device = torch.device("cpu") if args.model_ema_force_cpu else None
@@ -403,7 +404,7 @@ class Training:
 
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
-        epoch_run, progress = self._epoch_run(), self.state.progress
+        trainer, progress = self._trainer(), self.state.progress
         first_epoch = progress.step // self.recipe.steps_per_epoch
         epoch_log = utils.EpochLog(self.output_dir / "log.txt", first_epoch)
         for epoch in range(first_epoch, self.args.epochs):
@@ -411,9 +412,10 @@ class Training:
             sums = progress.epoch_sums if self.dist.is_main else None
             meters = HandMeters(tuple(self.datasets), self.dist.device, sums)
             stats = train_one_epoch_alternating(
-                epoch_run, epoch, progress.step, meters, self._record, self._after_step
+                trainer, epoch, progress.step, meters, self._record, self._save_step
             )
-            collect_bad_clips(epoch_run, progress.bad_clips, self.output_dir)
+            progress.step, progress.epoch_sums = (epoch + 1) * self.recipe.steps_per_epoch, None
+            collect_bad_clips(trainer, progress.bad_clips, self.output_dir)
             row = {"epoch": epoch, **{f"train_{name}": value for name, value in stats.items()}}
             better = self._validate(row)
             kept = (epoch + 1) % self.args.save_ckpt_freq == 0 or epoch + 1 == self.args.epochs
@@ -437,7 +439,7 @@ class Training:
         if self.writer is not None:
             self.writer.close()
 
-    def _epoch_run(self) -> TrainingEpoch:
+    def _trainer(self) -> AlternatingTrainer:
         args, recipe, model = self.args, self.recipe, self.state.model
         passes = {
             hand: ShuffledPasses(len(clips), (args.seed, hand)) for hand, clips in self.datasets.items()
@@ -452,7 +454,7 @@ class Training:
             self.dist.world_size,
         )
         trained = torch.compile(model) if args.compile else model
-        return TrainingEpoch(
+        return AlternatingTrainer(
             utils.wrap_distributed(trained, self.dist, several_heads=len(self.datasets) > 1),
             build_loader(self.datasets, keys, args.num_workers, pins(args, self.dist)),
             self.updater,
@@ -473,15 +475,10 @@ class Training:
             for name, value in values.items():
                 self.writer.add_scalar(f"{group}/{name}", value, step)
 
-    def _after_step(self, step: int, meters: HandMeters) -> None:
-        """Counts the step; at `--save_ckpt_steps`, saves it with the sums of the unfinished epoch."""
-        progress, every = self.state.progress, self.args.save_ckpt_steps
-        progress.step, progress.epoch_sums = step, None
-        if not every or step % every:
-            return
-        if step % self.recipe.steps_per_epoch:
-            progress.epoch_sums = utils.all_reduce_sum(meters.sums.clone()).tolist()
-        self._save(f"step-{step}")
+    def _save_step(self, steps: int, sums: np.ndarray | None) -> None:
+        progress = self.state.progress
+        progress.step, progress.epoch_sums = steps, None if sums is None else sums.tolist()
+        self._save(f"step-{steps}")
         if self.dist.is_main:
             utils.prune_step_checkpoints(self.output_dir, self.args.keep_ckpts)
 

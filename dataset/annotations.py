@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,7 +26,7 @@ class ClipList:
 
     def __init__(self, paths: list[str], labels: list[int], lines: list[int]):
         """Takes equally long lists of paths as written, labels and one-based line numbers."""
-        encoded = [path.encode() for path in paths]
+        encoded = [os.fsencode(path) for path in paths]
         self._blob = np.frombuffer(b"".join(encoded), np.uint8)
         self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
         self.labels = np.asarray(labels, np.int64)
@@ -37,7 +38,7 @@ class ClipList:
     def __getitem__(self, clip: int) -> str:
         """The clip's path as the list has it."""
         start = self._ends[clip - 1] if clip > 0 else 0
-        return self._blob[start : self._ends[clip]].tobytes().decode()
+        return os.fsdecode(self._blob[start : self._ends[clip]].tobytes())
 
     def __iter__(self) -> Iterator[str]:
         return (self[clip] for clip in range(len(self)))
@@ -61,7 +62,7 @@ def read_clip_list(path: str | Path, num_classes: int | None = None, unique: boo
     paths: list[str] = []
     labels: list[int] = []
     lines: list[int] = []
-    with path.open(encoding="utf-8") as file:
+    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
                 continue

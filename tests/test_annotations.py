@@ -1,5 +1,7 @@
 """Lists as users write them, and the folder their clips lie in."""
 
+import os
+
 import pytest
 
 from dataset.annotations import find_clip_folder, is_url, locate, read_clip_list
@@ -52,6 +54,16 @@ def test_empty_lines_are_skipped_and_counted(listed):
     assert clips.lines.tolist() == [2, 5]
     assert len(clips) == 2
     assert clips[1] == "b.mp4"
+
+
+@pytest.mark.parametrize("name", ["r\u00e9gion.mp4".encode(), "r\u00e9gion.mp4".encode("latin-1")])
+def test_any_encoding_of_a_path_is_the_file_s_name(tmp_path, name):
+    path = tmp_path / "list.txt"
+    path.write_bytes(b"\xef\xbb\xbf" + name + b" 3\n")
+    (tmp_path / os.fsdecode(name)).touch()
+    clips = read_clip_list(path)
+    assert (tmp_path / clips[0]).exists()
+    assert clips.labels.tolist() == [3]
 
 
 def test_last_line_needs_no_end(listed):

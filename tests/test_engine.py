@@ -16,12 +16,12 @@ from dataset.datasets import BadClip, ClipBatch
 from dataset.masking_generator import batch_masks
 from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import (
+    AlternatingTrainer,
     Alternation,
     HandMeters,
     NonFiniteLoss,
     Recipe,
     Runtime,
-    TrainingEpoch,
     final_test_alternating,
     mix_clips,
     train_one_epoch_alternating,
@@ -79,13 +79,13 @@ def unreadable_batch(hand):
 class Bench:
     """A small training set-up."""
 
-    epoch_run: TrainingEpoch
+    trainer: AlternatingTrainer
     model: torch.nn.Module
     optimizer: torch.optim.Optimizer
     meters: HandMeters
 
     def step(self, step):
-        return self.epoch_run.optimizer_step(step, self.meters)
+        return self.trainer.optimizer_step(step, self.meters)
 
 
 def bench(
@@ -98,7 +98,7 @@ def bench(
     recipe = Recipe(
         runtime, alternation, steps_per_epoch, args.seed, 0, args.log_interval, args.cutmix_region
     )
-    epoch_run = TrainingEpoch(
+    trainer = AlternatingTrainer(
         model.train(),
         kwargs.pop("batches", None) or batches_of(recipe, args.update_freq),
         updater,
@@ -108,7 +108,7 @@ def bench(
         {hand: create_mixup(args, count) for hand, count in CLASSES.items()},
         **kwargs,
     )
-    return Bench(epoch_run, model, updater.optimizer, HandMeters(tuple(CLASSES), CPU))
+    return Bench(trainer, model, updater.optimizer, HandMeters(tuple(CLASSES), CPU))
 
 
 def head_state(b, hand):
@@ -247,9 +247,9 @@ def test_draws_of_a_step_do_not_depend_on_what_ran_before():
         model = tiny_model(drop_rate=0.5, head_drop_rate=0.5, drop_path_rate=0.5)
         b = bench("--mixup", "0.8", "--cutmix", 1, model=model, batches=iter([batch_of("lh", 0, 4)] * 2))
         if not skip_first:
-            b.epoch_run._forward_loss(batch_of("lh", 7, 4), 0, 0, b.meters)
+            b.trainer._forward_loss(batch_of("lh", 7, 4), 0, 0, b.meters)
             torch.rand(3), np.random.rand(3)
-        return b.epoch_run._forward_loss(batch_of("lh", 1, 4), 1, 0, b.meters)
+        return b.trainer._forward_loss(batch_of("lh", 1, 4), 1, 0, b.meters)
 
     assert second_step(True) == second_step(False)
 
@@ -257,10 +257,10 @@ def test_draws_of_a_step_do_not_depend_on_what_ran_before():
 def test_draws_differ_between_steps_micro_steps_and_ranks():
     b = bench("--mixup", "0.8", model=tiny_model(drop_rate=0.5))
     other_rank = bench("--mixup", "0.8", model=tiny_model(drop_rate=0.5))
-    other_rank.epoch_run.recipe = dataclasses.replace(other_rank.epoch_run.recipe, rank=1)
+    other_rank.trainer.recipe = dataclasses.replace(other_rank.trainer.recipe, rank=1)
     batch = batch_of("lh", 0, 4)
     places = [(b, 0, 0), (b, 0, 1), (b, 1, 0), (other_rank, 0, 0)]
-    losses = [x.epoch_run._forward_loss(batch, *place, x.meters).item() for x, *place in places]
+    losses = [x.trainer._forward_loss(batch, *place, x.meters).item() for x, *place in places]
     assert len(set(losses)) == 4
 
 
@@ -286,11 +286,11 @@ def test_non_finite_loss_stops_before_the_weights_are_touched(opt, step, micro, 
     good = bench(*flags)
     for i in range(step):
         good.step(i)
-    b = bench(*flags, to_clips=Poison(2 * step + micro))
-    steps = []
+    poison = Poison(2 * step + micro)
+    b = bench(*flags, to_clips=poison)
     with pytest.raises(NonFiniteLoss) as error:
-        train_one_epoch_alternating(b.epoch_run, 0, 0, b.meters, after_step=lambda n, _: steps.append(n))
-    assert step <= len(steps) <= step + 4
+        train_one_epoch_alternating(b.trainer, 0, 0, b.meters)
+    assert step < poison.calls // 2 <= step + 4  # noticed at the next logging interval
     assert_equal_states(b.model.state_dict(), good.model.state_dict())
     assert_equal_states(b.optimizer.state_dict()["state"], good.optimizer.state_dict()["state"])
     message = str(error.value)
@@ -303,6 +303,15 @@ def test_non_finite_loss_stops_before_the_weights_are_touched(opt, step, micro, 
     assert "\n" not in message
 
 
+def test_nothing_is_saved_from_a_non_finite_loss_on():
+    b = bench("--log_interval", 100, to_clips=Poison(4))
+    b.trainer.recipe = dataclasses.replace(b.trainer.recipe, save_interval=3)
+    saved = []
+    with pytest.raises(NonFiniteLoss):
+        train_one_epoch_alternating(b.trainer, 0, 0, b.meters, save=lambda steps, _: saved.append(steps))
+    assert saved == [3]
+
+
 def test_non_finite_gradients_of_a_finite_loss_stop_too():
     def criterion(logits, labels):
         # The root's slope at zero is infinite, and times zero it is NaN.
@@ -311,14 +320,14 @@ def test_non_finite_gradients_of_a_finite_loss_stop_too():
     b = bench("--log_interval", 3, criterion=criterion)
     before = copy.deepcopy(b.model.state_dict())
     with pytest.raises(NonFiniteLoss, match=r"at step 0 .*weights were not touched"):
-        train_one_epoch_alternating(b.epoch_run, 0, 0, b.meters)
+        train_one_epoch_alternating(b.trainer, 0, 0, b.meters)
     assert_equal_states(b.model.state_dict(), before)
 
 
 def test_half_precision_skips_overflows_but_stops_at_a_non_finite_loss():
     half = Runtime(CPU, torch.float16)
     b = bench("--log_interval", 2, runtime=half, to_clips=Poison(5))
-    scaler = b.epoch_run.updater.scaler
+    scaler = b.trainer.updater.scaler
     scaler.scale(torch.zeros(()))  # sets it up
     scaler.update(1e30)  # every gradient overflows
     before = copy.deepcopy(b.model.state_dict())
@@ -328,7 +337,7 @@ def test_half_precision_skips_overflows_but_stops_at_a_non_finite_loss():
     assert scaler.get_scale() == pytest.approx(0.25e30)
     scaler.update(8.0)
     with pytest.raises(NonFiniteLoss, match="at step 5 "):
-        train_one_epoch_alternating(b.epoch_run, 0, 2, b.meters)
+        train_one_epoch_alternating(b.trainer, 0, 2, b.meters)
     assert not torch.equal(b.model.lh_head.weight, before["lh_head.weight"])
 
 
@@ -421,13 +430,16 @@ def test_token_masks_drop_tokens_in_training_only():
 
 def test_figures_are_recorded_at_logging_intervals_and_at_the_epoch_s_end():
     b = bench("--log_interval", 3, "--lr", "1e-2", steps_per_epoch=8)
-    records, made = {}, []
+    b.trainer.recipe = dataclasses.replace(b.trainer.recipe, save_interval=4)
+    records, saved = {}, {}
     stats = train_one_epoch_alternating(
-        b.epoch_run, 0, 0, b.meters, lambda step, values: records.update({step: values}),
-        lambda step, meters: made.append(step),
+        b.trainer, 0, 0, b.meters, lambda step, values: records.update({step: values}),
+        lambda step, sums: saved.update({step: sums}),
     )  # fmt: skip
     assert list(records) == [3, 6, 8]
-    assert made == list(range(1, 9))
+    assert list(saved) == [4, 8]
+    assert saved[4][:, 2].tolist() == [8, 0]  # views of each hand: its turn is 4 steps of 2
+    assert saved[8] is None  # the next epoch's sums start anew
     assert stats == records[8]
     assert "rh_loss" not in records[3]  # no turn yet
     assert {"lh_loss", "rh_loss", "lh_top1", "rh_top1", "lr", "weight_decay", "grad_norm"} <= stats.keys()
@@ -439,7 +451,7 @@ def test_meters_average_over_views_and_carry_on_from_saved_sums():
     resumed = HandMeters(("lh", "rh"), CPU, meters.sums.tolist())
     resumed.update("lh", torch.tensor(1 / 3), torch.tensor(2), 2, mixed=False)
     resumed.update("rh", torch.tensor(5.0), torch.tensor(0), 2, mixed=True)
-    averages = resumed.averages(resumed.sums.flatten().tolist())
+    averages = resumed.averages(resumed.sums.numpy())
     third = float(torch.tensor(1 / 3).double())
     assert averages == {"lh_loss": (8 + 2 * third) / 6, "lh_top1": 50.0, "rh_loss": 5.0}
 

@@ -253,8 +253,8 @@ STATE = [
     (("--cutmix_region", "published"), lambda t: t.recipe.cutmix_region, "frame", "published"),
     (("--amp_dtype", "bf16"), lambda t: t.recipe.runtime.amp_dtype, torch.float32, torch.bfloat16),
     (("--amp_dtype", "fp16"), lambda t: t.state.scaler.is_enabled(), False, True),
-    (("--remode", "const"), lambda t: t._epoch_run().to_clips._remode, "pixel", "const"),
-    (("--train_mask_ratio", 0.5), lambda t: t._epoch_run().draw_token_mask is not None, False, True),
+    (("--remode", "const"), lambda t: t._trainer().to_clips._remode, "pixel", "const"),
+    (("--train_mask_ratio", 0.5), lambda t: t._trainer().draw_token_mask is not None, False, True),
 ]
 
 

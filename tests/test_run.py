@@ -264,6 +264,15 @@ def test_resumed_run_equals_the_uninterrupted_one(run_main, tiny_flags, full_run
     assert_same_run(full_run, tmp_path)
 
 
+def test_resumed_run_follows_its_own_flags_not_the_file_s(run_main, tiny_flags, full_run, tmp_path):
+    shutil.copyfile(full_run / "checkpoint-0.pth", tmp_path / "checkpoint-0.pth")
+    flags = (*FULL, "--layer_decay", "0.5", "--weight_decay", "0.3", "--output_dir", tmp_path)
+    assert run_main(*tiny_flags, *flags).code == 0
+    groups = load(tmp_path / "checkpoint-last.pth")["optimizer"]["param_groups"]
+    assert groups[0]["lr_scale"] == 0.5**3  # two blocks
+    assert {group["weight_decay"] for group in groups} == {0.0, 0.3}
+
+
 def test_workers_and_step_checkpoints_change_nothing(run_main, tiny_flags, full_run, tmp_path):
     flags = ("--num_workers", 0, "--save_ckpt_steps", 0, "--output_dir", tmp_path)
     assert run_main(*tiny_flags, *FULL, *flags).code == 0
