@@ -13,13 +13,13 @@ source scripts/env.sh
 DATA="${DATA:-data/sample_pretrain}"
 OUTPUT="${OUTPUT:-output/sample_pretrain}"
 RECORDINGS="${RECORDINGS:-4000}"
-EPOCHS="${EPOCHS:-50}"
+EPOCHS="${EPOCHS:-60}"
 SEED="${SEED:-7}"
 AMP_DTYPE="${AMP_DTYPE:-bf16}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$PYTHON" -m scripts.data.make_sample_havid --output "$DATA" --recordings "$RECORDINGS" \
-    --table pretrain --seed "$SEED"
+    --table pretrain --seed "$SEED" --size 72 88
 
 "$PYTHON" run_alternating_hand_finetuning.py \
     --lh_data_path "$DATA/lh_v0" --rh_data_path "$DATA/rh_v0" --data_set CUSTOM \

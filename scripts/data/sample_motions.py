@@ -174,32 +174,32 @@ def draw_tilt(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) 
     stage.shadow((foot[0], foot[1]), (0.1, 0.03), 0.4)
     layout.hand.draw_behind(stage, grip)
     stage.line(foot, centre, 0.04, layout.fixture)
-    stage.draw_part(layout.look, (centre[0], centre[1]), scale=layout.scale, angle=angle)
+    stage.draw_part(layout.look, (centre[0], centre[1]), scale=1.15 * layout.scale, angle=angle)
     layout.hand.draw_front(stage, grip)
 
 
 def draw_pull_apart(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
     """Draws two equal parts; the outer one is pulled outwards, away from the inner one."""
     inner = (0.1 + layout.spot[0] * 0.5, 0.6 + layout.spot[1])
-    outer = (inner[0] + (0.09 + 0.22 * progress) * layout.scale + shift[0], inner[1] + shift[1])
+    outer = (inner[0] + (0.07 + 0.26 * progress) * layout.scale + shift[0], inner[1] + shift[1])
     grip = (outer[0] + 0.06, outer[1] + 0.03)
     stage.shadow((inner[0], inner[1] + 0.1), (0.09, 0.03), 0.4)
-    stage.draw_part(layout.look, inner, scale=0.72 * layout.scale)
+    stage.draw_part(layout.look, inner, scale=0.85 * layout.scale)
     layout.hand.draw_behind(stage, grip)
     stage.shadow((outer[0], outer[1] + 0.1), (0.09, 0.03), 0.4)
-    stage.draw_part(layout.look, outer, scale=0.72 * layout.scale)
+    stage.draw_part(layout.look, outer, scale=0.85 * layout.scale)
     layout.hand.draw_front(stage, grip)
 
 
 def draw_roll(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
     """Draws a part that rolls on the table from the left to the right."""
-    travel = (progress - 0.5) * 0.24 * layout.scale
+    travel = (progress - 0.5) * 0.3 * layout.scale
     centre = (0.23 + layout.spot[0] + stage.side * travel, 0.68 + layout.spot[1])
     angle = layout.start_angle + np.rad2deg(travel / 0.11)
     grip = (centre[0] + 0.05 + shift[0], centre[1] - 0.08 + shift[1])
     stage.shadow((centre[0], centre[1] + 0.11), (0.11, 0.03), 0.45)
     layout.hand.draw_behind(stage, grip)
-    stage.draw_part(layout.look, centre, scale=layout.scale, angle=angle)
+    stage.draw_part(layout.look, centre, scale=1.1 * layout.scale, angle=angle)
     layout.hand.draw_front(stage, grip)
 
 
@@ -207,13 +207,13 @@ def draw_swing(stage: Stage, layout: Layout, progress: float, shift: np.ndarray)
     """Draws a part on an arm that is hinged near the picture's middle and swings up."""
     hinge = np.array([0.06 + layout.spot[0] * 0.5, 0.56 + layout.spot[1]])
     angle = np.deg2rad(52.0 - 110.0 * progress)
-    arm = np.array([np.cos(angle), np.sin(angle)]) * 0.25 * layout.scale
+    arm = np.array([np.cos(angle), np.sin(angle)]) * 0.27 * layout.scale
     end = hinge + arm + shift
     grip = (float(end[0] + 0.05), float(end[1] + 0.04))
     stage.ellipse((hinge[0], hinge[1]), (0.04, 0.04), scaled(layout.fixture, 0.6))
     layout.hand.draw_behind(stage, grip)
     stage.line(hinge, end, 0.035, layout.fixture)
-    stage.draw_part(layout.look, (end[0], end[1]), scale=0.85 * layout.scale)
+    stage.draw_part(layout.look, (end[0], end[1]), scale=1.1 * layout.scale)
     layout.hand.draw_front(stage, grip)
 
 
@@ -221,12 +221,12 @@ def draw_circle(stage: Stage, layout: Layout, progress: float, shift: np.ndarray
     """Draws a part that is carried clockwise around a post without turning itself."""
     post = np.array([0.23 + layout.spot[0], 0.58 + layout.spot[1]])
     around = layout.start_angle + layout.turn * progress
-    centre = post + _around(stage, around, (0.13, 0.11)) * layout.scale + shift * 0.5
+    centre = post + _around(stage, around, (0.14, 0.14)) * layout.scale + shift * 0.5
     grip = (float(centre[0] + 0.05), float(centre[1] + 0.04))
     stage.shadow((post[0], post[1]), (0.07, 0.04), 0.45)
     stage.ellipse((post[0], post[1]), (0.045, 0.045), layout.fixture)
     layout.hand.draw_behind(stage, grip)
-    stage.draw_part(layout.look, (centre[0], centre[1]), scale=0.8 * layout.scale)
+    stage.draw_part(layout.look, (centre[0], centre[1]), scale=1.05 * layout.scale)
     layout.hand.draw_front(stage, grip)
 
 

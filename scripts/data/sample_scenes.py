@@ -161,17 +161,17 @@ def _marble(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarra
 def _dots(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     period = _period(rng, y.shape[0])
     near = np.hypot(y % period - period / 2, x % period - period / 2)
-    return 0.95 + 0.25 * (near < period * 0.22)
+    return 0.97 + 0.12 * (near < period * 0.22)
 
 
 def _stripes(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return 0.92 + 0.16 * (np.floor(x / _period(rng, y.shape[0])) % 2)
+    return 0.96 + 0.08 * (np.floor(x / _period(rng, y.shape[0])) % 2)
 
 
 def _tiles(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
     high, wide = _period(rng, y.shape[0]), 2.2 * _period(rng, y.shape[0])
     joint = (y % high < 1.2) | ((x + np.floor(y / high) * wide / 2) % wide < 1.2)
-    return 1.04 - 0.35 * joint
+    return 1.02 - 0.16 * joint
 
 
 def _waves(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
@@ -180,7 +180,7 @@ def _waves(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray
 
 
 def _hatch(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
-    return 0.95 + 0.18 * ((y + x) % _period(rng, y.shape[0]) < 1.6)
+    return 0.97 + 0.1 * ((y + x) % _period(rng, y.shape[0]) < 1.6)
 
 
 Texture = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
