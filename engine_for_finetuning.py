@@ -101,6 +101,12 @@ def _rows_of(batch: Any, logits: np.ndarray | None) -> ViewScores:
     )
 
 
+def name_weights(model: nn.Module, ema: nn.Module | None, first: str = "raw") -> dict[str, nn.Module]:
+    """Sets of weights by name, `ema` ahead if it is to come first."""
+    named = {"raw": model} | ({} if ema is None else {"ema": ema})
+    return dict(reversed(named.items())) if first == "ema" else named
+
+
 # -------------------------------------------------------------------------------- result files
 
 

@@ -46,7 +46,14 @@ from engine_for_alternating_finetuning import (
     training_batches,
     validation_one_epoch_alternating,
 )
-from engine_for_finetuning import STATE_KEY, Progress, TrainingState, describe_metrics, load_weights
+from engine_for_finetuning import (
+    STATE_KEY,
+    Progress,
+    TrainingState,
+    describe_metrics,
+    load_weights,
+    name_weights,
+)
 from models import HANDS, PretrainedError, load_pretrained
 from optim_factory import add_optimization_args, create_criterion, create_mixup, create_updater, uses_mixup
 from utils import Distributed, UserError
@@ -308,12 +315,17 @@ class Evaluator:
     runtime: Runtime
     output_dir: Path
 
+    @property
+    def pins(self) -> bool:
+        """Whether pinned memory is of use."""
+        return self.args.pin_mem and self.dist.device.type == "cuda"
+
     def _batches(self, mode: str, views: int) -> Any:
         datasets = self.datasets[mode]
         sizes = {hand: len(dataset) for hand, dataset in datasets.items()}
         clips = max(1, self.args.batch_size * self.args.num_sample // views)
         keys = evaluation_batches(sizes, clips, self.dist.rank, self.dist.world_size)
-        return build_loader(datasets, keys, self.args.num_workers, pins(self.args, self.dist))
+        return build_loader(datasets, keys, self.args.num_workers, self.pins)
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
@@ -333,11 +345,6 @@ class Evaluator:
         tested = {hand: result[hand] for hand in hands}
         log.info("test, merged over views (%s): %s", weights, describe_metrics(tested))
         log.info("written: %s", self.output_dir / "metrics.json")
-
-
-def pins(args: argparse.Namespace, dist: Distributed) -> bool:
-    """Whether pinned memory is of use."""
-    return args.pin_mem and dist.device.type == "cuda"
 
 
 # -------------------------------------------------------------------------------------- training
@@ -419,9 +426,10 @@ class Training:
             row = {"epoch": epoch, **{f"train_{name}": value for name, value in stats.items()}}
             better = self._validate(row)
             kept = (epoch + 1) % self.args.save_ckpt_freq == 0 or epoch + 1 == self.args.epochs
-            self._save("last", *([str(epoch)] if kept else []), *better)
             if self.dist.is_main:
+                # Before the checkpoint: a run that stops in between makes the epoch and its row again.
                 epoch_log.append(row)
+            self._save("last", *([str(epoch)] if kept else []), *better)
 
     def weights_to_test(self) -> dict[str, nn.Module]:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
@@ -456,7 +464,7 @@ class Training:
         trained = torch.compile(model) if args.compile else model
         return AlternatingTrainer(
             utils.wrap_distributed(trained, self.dist, several_heads=len(self.datasets) > 1),
-            build_loader(self.datasets, keys, args.num_workers, pins(args, self.dist)),
+            build_loader(self.datasets, keys, args.num_workers, self.evaluator.pins),
             self.updater,
             create_criterion(args),
             recipe,
@@ -504,12 +512,6 @@ class Training:
         return None if ema is None else copy.deepcopy(ema.module).to(self.dist.device)
 
 
-def name_weights(model: nn.Module, ema: nn.Module | None, first: str = "raw") -> dict[str, nn.Module]:
-    """Sets of weights by name, `ema` ahead if it is to come first."""
-    named = {"raw": model} | ({} if ema is None else {"ema": ema})
-    return dict(reversed(named.items())) if first == "ema" else named
-
-
 def make_token_masks(args: argparse.Namespace, model: nn.Module) -> TokenMasks | None:
     """What draws the tokens to drop in training, or None if all are kept."""
     if not args.train_mask_ratio:
@@ -548,7 +550,9 @@ def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     output_dir = Path(args.output_dir)
     output_dir.mkdir(parents=True, exist_ok=True)
     utils.setup_logging(dist.rank, output_dir)
-    warn_of_flags_without_effect(args)
+    for name in NO_EFFECT:
+        if getattr(args, name) is not None:
+            log.warning("--%s has no effect", name)
     if args.deterministic:
         utils.make_deterministic()
     utils.seed_global_generators(args.seed)
@@ -583,13 +587,6 @@ def load_pretrained_file(model: nn.Module, args: argparse.Namespace) -> str:
     except PretrainedError as error:
         raise UserError(f"--finetune {args.finetune}: {error}") from None
     return f"{args.finetune}: {report.summary()}"
-
-
-def warn_of_flags_without_effect(args: argparse.Namespace) -> None:
-    """One line for each flag that is only accepted for old command lines' sake."""
-    for name in NO_EFFECT:
-        if getattr(args, name) is not None:
-            log.warning("--%s has no effect", name)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -314,5 +314,8 @@ def test_finetune_starts_from_the_weights_under_its_key(run_main, parsed, tiny_f
 
 def test_pinned_memory_is_for_gpus(parsed):
     on, off = parsed(), parsed("--no_pin_mem")
-    gpu = argparse.Namespace(device=torch.device("cuda"))
-    assert (run.pins(on, gpu), run.pins(off, gpu), run.pins(on, utils.Distributed())) == (True, False, False)
+    gpu, cpu = argparse.Namespace(device=torch.device("cuda")), utils.Distributed()
+    pins = [
+        run.Evaluator(args, dist, {}, None, None).pins for args, dist in ((on, gpu), (off, gpu), (on, cpu))
+    ]
+    assert pins == [True, False, False]
