@@ -315,7 +315,6 @@ def test_finetune_starts_from_the_weights_under_its_key(run_main, parsed, tiny_f
 def test_pinned_memory_is_for_gpus(parsed):
     on, off = parsed(), parsed("--no_pin_mem")
     gpu, cpu = argparse.Namespace(device=torch.device("cuda")), utils.Distributed()
-    pins = [
-        run.Evaluator(args, dist, {}, None, None).pins for args, dist in ((on, gpu), (off, gpu), (on, cpu))
-    ]
+    cases = ((on, gpu), (off, gpu), (on, cpu))
+    pins = [run.Evaluator(args, dist, {}, None, None).pins for args, dist in cases]
     assert pins == [True, False, False]
