@@ -11,7 +11,7 @@ source scripts/env.sh
 DATA="${DATA:-data/sample_havid}"
 OUTPUT="${OUTPUT:-output/quickstart}"
 RECORDINGS="${RECORDINGS:-1200}"
-EPOCHS="${EPOCHS:-12}"
+EPOCHS="${EPOCHS:-8}"
 WEIGHTS="${WEIGHTS-}"  # pretrained weights to start from; empty: random weights
 # bf16 doubles the speed where the processor multiplies it natively, and is slow elsewhere.
 AMP_DTYPE="${AMP_DTYPE:-$(grep -qs amx_bf16 /proc/cpuinfo && echo bf16 || echo fp32)}"
@@ -32,9 +32,9 @@ EOF
     --lh_data_path "$DATA/lh_v0" --rh_data_path "$DATA/rh_v0" --data_set CUSTOM \
     --model vit_tiny_patch16_224_alternating --depth 4 --input_size 64 --short_side_size 64 \
     --num_frames 8 --sampling_rate 8 --short_clips stretch ${WEIGHTS:+--finetune "$WEIGHTS"} \
-    --batch_size 16 --alternation_steps 5 --epochs "$EPOCHS" --warmup_epochs 1 \
-    --lr 1.6e-2 --min_lr 1e-5 --weight_decay 0.05 --layer_decay 1.0 --init_scale 1 --clip_grad 1.0 --drop_path 0 \
-    --aa none --crop_scale 0.5 1.0 --reprob 0 --mixup 0 --cutmix 0 --smoothing 0 \
+    --batch_size 16 --alternation_steps 10 --epochs "$EPOCHS" --warmup_epochs 1 \
+    --lr 8e-3 --min_lr 1e-5 --weight_decay 0.05 --layer_decay 0.8 --drop_path 0 \
+    --aa none --crop_scale 0.5 1.0 --reprob 0 --mixup 0 --cutmix 0 \
     --test_num_segment 2 --num_workers 1 --amp_dtype "$AMP_DTYPE" --no_auto_resume --output_dir "$OUTPUT" "$@"
 
 "$PYTHON" -m scripts.tools.show_metrics "$OUTPUT"
