@@ -12,8 +12,8 @@ source scripts/env.sh
 
 DATA="${DATA:-data/sample_pretrain}"
 OUTPUT="${OUTPUT:-output/sample_pretrain}"
-RECORDINGS="${RECORDINGS:-4000}"
-EPOCHS="${EPOCHS:-60}"
+RECORDINGS="${RECORDINGS:-8000}"
+EPOCHS="${EPOCHS:-70}"
 SEED="${SEED:-7}"
 AMP_DTYPE="${AMP_DTYPE:-bf16}"
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
@@ -23,11 +23,11 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$PYTHON" run_alternating_hand_finetuning.py \
     --lh_data_path "$DATA/lh_v0" --rh_data_path "$DATA/rh_v0" --data_set CUSTOM \
-    --model vit_tiny_patch16_224_alternating --depth 4 --input_size 64 --short_side_size 64 \
-    --num_frames 8 --sampling_rate 8 --short_clips stretch --drop_path 0 \
+    --model vit_tiny_patch16_224_alternating --depth 3 --input_size 64 --short_side_size 64 \
+    --num_frames 4 --sampling_rate 24 --short_clips stretch --drop_path 0 \
     --aa none --reprob 0 --mixup 0 --cutmix 0 --smoothing 0 --crop_scale 0.5 1.0 --num_sample 2 \
     --batch_size 16 --alternation_steps 1 --epochs "$EPOCHS" --warmup_epochs 1 \
-    --lr 1.6e-2 --min_lr 1e-5 --weight_decay 0.05 --layer_decay 1.0 --init_scale 1 --clip_grad 1.0 \
+    --lr 1.6e-2 --min_lr 1e-5 --weight_decay 0.05 --layer_decay 1.0 --init_scale 1 --clip_grad 5.0 \
     --test_num_segment 1 --disable_eval_during_finetuning --save_ckpt_freq 10 --log_interval 50 --num_workers 1 \
     --amp_dtype "$AMP_DTYPE" --seed "$SEED" --output_dir "$OUTPUT" "$@"
 

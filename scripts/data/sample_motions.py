@@ -166,67 +166,93 @@ def draw_slide(stage: Stage, layout: Layout, progress: float, shift: np.ndarray)
 
 
 def draw_tilt(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
-    """Draws a part on a stick that leans over from the left to the right."""
-    foot = np.array([0.25 + layout.spot[0], 0.78 + layout.spot[1]])
-    angle = -48.0 + 96.0 * progress
-    centre = foot + _around(stage, angle - 90.0, (0.26, 0.26)) * layout.scale + shift
+    """Draws a part on a stick in a stand that leans over from the left to the right."""
+    foot = np.array([0.24 + layout.spot[0], 0.8 + layout.spot[1]])
+    angle = -52.0 + 104.0 * progress
+    centre = foot + _around(stage, angle - 90.0, (0.28, 0.28)) * layout.scale + shift
     grip = (float(centre[0] + 0.05), float(centre[1] + 0.05))
-    stage.shadow((foot[0], foot[1]), (0.1, 0.03), 0.4)
+    stage.shadow((foot[0], foot[1] + 0.1), (0.17, 0.04), 0.4)
     layout.hand.draw_behind(stage, grip)
-    stage.line(foot, centre, 0.04, layout.fixture)
+    stage.line(foot, centre, 0.05, scaled(layout.fixture, 0.5))
+    stand = np.array([(-0.06, -0.05), (0.06, -0.05), (0.15, 0.1), (-0.15, 0.1)])
+    stage.fill(stand + foot, layout.fixture)
     stage.draw_part(layout.look, (centre[0], centre[1]), scale=1.15 * layout.scale, angle=angle)
     layout.hand.draw_front(stage, grip)
 
 
 def draw_pull_apart(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
-    """Draws two equal parts; the outer one is pulled outwards, away from the inner one."""
+    """Draws two equal parts on a rail; the outer one is pulled outwards, away from the inner one."""
     inner = (0.1 + layout.spot[0] * 0.5, 0.6 + layout.spot[1])
-    outer = (inner[0] + (0.07 + 0.26 * progress) * layout.scale + shift[0], inner[1] + shift[1])
+    outer = (inner[0] + (0.07 + 0.27 * progress) * layout.scale + shift[0], inner[1] + shift[1] * 0.5)
     grip = (outer[0] + 0.06, outer[1] + 0.03)
-    stage.shadow((inner[0], inner[1] + 0.1), (0.09, 0.03), 0.4)
-    stage.draw_part(layout.look, inner, scale=0.85 * layout.scale)
+    rail = inner[1] + 0.1
+    stage.rectangle(0.02, rail - 0.035, 0.5, rail + 0.02, scaled(layout.fixture, 1.2))
+    stage.rectangle(0.02, rail + 0.02, 0.5, rail + 0.06, scaled(layout.fixture, 0.55))
+    stage.draw_part(layout.look, inner, scale=0.95 * layout.scale)
     layout.hand.draw_behind(stage, grip)
-    stage.shadow((outer[0], outer[1] + 0.1), (0.09, 0.03), 0.4)
-    stage.draw_part(layout.look, outer, scale=0.85 * layout.scale)
+    stage.draw_part(layout.look, outer, scale=0.95 * layout.scale)
     layout.hand.draw_front(stage, grip)
 
 
 def draw_roll(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
-    """Draws a part that rolls on the table from the left to the right."""
+    """Draws a part that rolls in a trough from the left to the right."""
+    middle, ground = 0.24 + layout.spot[0], 0.74 + layout.spot[1]
     travel = (progress - 0.5) * 0.3 * layout.scale
-    centre = (0.23 + layout.spot[0] + stage.side * travel, 0.68 + layout.spot[1])
+    centre = (middle + stage.side * travel, ground - 0.1 * layout.scale)
     angle = layout.start_angle + np.rad2deg(travel / 0.11)
     grip = (centre[0] + 0.05 + shift[0], centre[1] - 0.08 + shift[1])
-    stage.shadow((centre[0], centre[1] + 0.11), (0.11, 0.03), 0.45)
+    wall = scaled(layout.fixture, 0.75)
+    stage.shadow((middle, ground + 0.12), (0.26, 0.04), 0.4)
+    stage.rectangle(middle - 0.24, ground, middle + 0.24, ground + 0.1, layout.fixture)
+    for end in (middle - 0.24, middle + 0.2):
+        stage.rectangle(end, ground - 0.16, end + 0.04, ground + 0.1, wall)
     layout.hand.draw_behind(stage, grip)
-    stage.draw_part(layout.look, centre, scale=1.1 * layout.scale, angle=angle)
+    stage.draw_part(layout.look, centre, scale=1.15 * layout.scale, angle=angle)
     layout.hand.draw_front(stage, grip)
 
 
 def draw_swing(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
-    """Draws a part on an arm that is hinged near the picture's middle and swings up."""
+    """Draws a part on an arm that is hinged on a post near the picture's middle and swings up."""
     hinge = np.array([0.06 + layout.spot[0] * 0.5, 0.56 + layout.spot[1]])
     angle = np.deg2rad(52.0 - 110.0 * progress)
-    arm = np.array([np.cos(angle), np.sin(angle)]) * 0.27 * layout.scale
+    arm = np.array([np.cos(angle), np.sin(angle)]) * 0.29 * layout.scale
     end = hinge + arm + shift
     grip = (float(end[0] + 0.05), float(end[1] + 0.04))
-    stage.ellipse((hinge[0], hinge[1]), (0.04, 0.04), scaled(layout.fixture, 0.6))
+    stage.rectangle(hinge[0] - 0.03, hinge[1], hinge[0] + 0.03, hinge[1] + 0.34, layout.fixture)
+    stage.ellipse((hinge[0], hinge[1]), (0.05, 0.05), scaled(layout.fixture, 0.6))
     layout.hand.draw_behind(stage, grip)
-    stage.line(hinge, end, 0.035, layout.fixture)
-    stage.draw_part(layout.look, (end[0], end[1]), scale=1.1 * layout.scale)
+    stage.line(hinge, end, 0.045, scaled(layout.fixture, 1.25))
+    stage.draw_part(layout.look, (end[0], end[1]), scale=1.15 * layout.scale)
     layout.hand.draw_front(stage, grip)
 
 
 def draw_circle(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
-    """Draws a part that is carried clockwise around a post without turning itself."""
-    post = np.array([0.23 + layout.spot[0], 0.58 + layout.spot[1]])
+    """Draws a part that is carried clockwise around a round plate without turning itself."""
+    post = np.array([0.24 + layout.spot[0], 0.6 + layout.spot[1]])
     around = layout.start_angle + layout.turn * progress
-    centre = post + _around(stage, around, (0.14, 0.14)) * layout.scale + shift * 0.5
+    centre = post + _around(stage, around, (0.15, 0.15)) * layout.scale + shift * 0.5
     grip = (float(centre[0] + 0.05), float(centre[1] + 0.04))
-    stage.shadow((post[0], post[1]), (0.07, 0.04), 0.45)
-    stage.ellipse((post[0], post[1]), (0.045, 0.045), layout.fixture)
+    stage.ellipse((post[0], post[1]), (0.24, 0.22), scaled(layout.fixture, 0.6))
+    stage.ellipse((post[0], post[1]), (0.21, 0.19), scaled(layout.fixture, 1.2))
+    stage.ellipse((post[0], post[1]), (0.045, 0.045), scaled(layout.fixture, 0.5))
     layout.hand.draw_behind(stage, grip)
-    stage.draw_part(layout.look, (centre[0], centre[1]), scale=1.05 * layout.scale)
+    stage.draw_part(layout.look, (centre[0], centre[1]), scale=1.1 * layout.scale)
+    layout.hand.draw_front(stage, grip)
+
+
+def draw_unfold(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
+    """Draws a panel with a part on it that is folded up from a base, about its far edge."""
+    u, hinge = 0.22 + layout.spot[0], 0.6 + layout.spot[1]
+    edge = hinge + (0.23 - 0.46 * progress) * layout.scale + shift[1] * 0.5
+    # The free edge is nearest to the camera, and widest, half-way.
+    half = 0.14 + 0.03 * (1.0 - abs(2.0 * progress - 1.0))
+    grip = (u + 0.08 + shift[0] * 0.3, edge)
+    stage.shadow((u, hinge + 0.27), (0.18, 0.03), 0.4)
+    stage.rectangle(u - 0.14, hinge, u + 0.14, hinge + 0.26, scaled(layout.fixture, 0.45))
+    layout.hand.draw_behind(stage, grip)
+    panel = [(u - 0.14, hinge), (u + 0.14, hinge), (u + half, edge), (u - half, edge)]
+    stage.fill(np.array(panel), scaled(layout.fixture, 1.25))
+    stage.draw_part(layout.look, (u, (hinge + edge) / 2), scale=0.95 * layout.scale)
     layout.hand.draw_front(stage, grip)
 
 
@@ -240,4 +266,5 @@ DRAWINGS: dict[str, Drawing] = {
     "roll": draw_roll,
     "swing": draw_swing,
     "circle": draw_circle,
+    "unfold": draw_unfold,
 }

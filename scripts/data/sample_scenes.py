@@ -183,6 +183,10 @@ def _hatch(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray
     return 0.97 + 0.1 * ((y + x) % _period(rng, y.shape[0]) < 1.6)
 
 
+def _plain(rng: np.random.Generator, y: np.ndarray, x: np.ndarray) -> np.ndarray:
+    return 0.96 + 0.08 * _smooth_noise(rng, *y.shape, (3, 4))
+
+
 Texture = Callable[[np.random.Generator, np.ndarray, np.ndarray], np.ndarray]
 TEXTURES: dict[str, Texture] = {
     "wood": _wood,
@@ -197,6 +201,7 @@ TEXTURES: dict[str, Texture] = {
     "tiles": _tiles,
     "waves": _waves,
     "hatch": _hatch,
+    "plain": _plain,
 }
 
 

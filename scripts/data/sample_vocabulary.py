@@ -228,14 +228,13 @@ _SAMPLE_PAIRS = (
     (BOLT, MotionPair("screw", "unscrew", "screw")),
     (TRAY, MotionPair("slide_out", "slide_in", "slide")),
 )
-_SWING = MotionPair("swing_up", "swing_down", "swing")
 _PRETRAIN_PAIRS = (
     (STAR, MotionPair("tilt_right", "tilt_left", "tilt")),
     (WASHER, MotionPair("pull_apart", "push_together", "pull_apart")),
     (CROSS, MotionPair("roll_right", "roll_left", "roll")),
-    (WEDGE, _SWING),
+    (WEDGE, MotionPair("swing_up", "swing_down", "swing")),
     (GEAR, MotionPair("circle_right", "circle_left", "circle")),
-    (BRACKET, _SWING),
+    (BRACKET, MotionPair("unfold", "fold", "unfold")),
 )
 
 
@@ -287,6 +286,12 @@ PRETRAIN = Vocabulary(
             SceneStyle("stripes", (70, 76, 64), (170, 150, 140)),
             SceneStyle("dots", (206, 180, 150), (130, 120, 112)),
             SceneStyle("tiles", (152, 106, 84), (160, 170, 150)),
+            SceneStyle("plain", (226, 222, 214), (140, 150, 170)),
+            SceneStyle("plain", (54, 60, 84), (210, 190, 180)),
+            SceneStyle("dots", (110, 140, 116), (84, 80, 90)),
+            SceneStyle("stripes", (170, 124, 128), (196, 206, 214)),
+            SceneStyle("tiles", (84, 104, 130), (128, 108, 96)),
+            SceneStyle("plain", (164, 152, 120), (60, 72, 80)),
         ),
         "val": (
             SceneStyle("waves", (120, 134, 104), (200, 190, 176)),
@@ -300,6 +305,11 @@ PRETRAIN = Vocabulary(
             HandStyle((108, 70, 52), (90, 60, 110), palm_width=0.94),
             HandStyle((230, 228, 220), (120, 60, 50), finger_width=1.15, bare_arm=0.2),
             HandStyle((96, 78, 150), (190, 200, 210), size=0.95),
+            HandStyle((204, 152, 124), (30, 84, 120), palm_width=1.05, bare_arm=0.45),
+            HandStyle((80, 50, 36), (200, 110, 70), size=1.02, finger_width=1.05),
+            HandStyle((60, 62, 66), (150, 150, 60), size=1.05, bare_arm=0.15),
+            HandStyle((250, 216, 190), (80, 80, 84), size=0.92, bare_arm=0.7),
+            HandStyle((150, 104, 76), (240, 236, 230), palm_width=1.1, fingers=3),
         ),
         "val": (
             HandStyle((208, 150, 122), (70, 130, 140), size=1.04, finger_width=0.95),
