@@ -36,6 +36,7 @@ from engine_for_finetuning import (
 from utils import (
     UserError,
     all_reduce_sum,
+    average_gradients,
     broadcast_object,
     derive_seed,
     gather_objects,
@@ -253,6 +254,8 @@ class AlternatingTrainer:
             with contextlib.nullcontext() if is_last else self._no_sync():
                 loss = self._forward_loss(batch, step, micro, meters)
                 self.updater.backward(loss, step)
+        if isinstance(self.model, DistributedDataParallel):
+            average_gradients(unwrap(self.model).get_classifier(hand).parameters())
         norm = self.updater.step(step)
         if self.ema is not None:
             self.ema.update(unwrap(self.model))

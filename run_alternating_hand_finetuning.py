@@ -463,7 +463,7 @@ class Training:
         )
         trained = torch.compile(model) if args.compile else model
         return AlternatingTrainer(
-            utils.wrap_distributed(trained, self.dist, several_heads=len(self.datasets) > 1),
+            utils.wrap_distributed(trained, self.dist, model.get_classifier()),
             build_loader(self.datasets, keys, args.num_workers, self.evaluator.pins),
             self.updater,
             create_criterion(args),

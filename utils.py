@@ -19,7 +19,7 @@ import random
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -264,13 +264,6 @@ def on_main(compute: Callable[[], Any]) -> Any:
     return outcome
 
 
-def broadcast_module(module: nn.Module) -> None:
-    """Gives every rank the weights that rank 0 has."""
-    if dist.is_initialized():
-        for tensor in module.state_dict().values():
-            dist.broadcast(tensor, 0)
-
-
 def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     """Sums a tensor over ranks in place and returns it."""
     if dist.is_initialized():
@@ -278,13 +271,31 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def wrap_distributed(model: nn.Module, place: Distributed, several_heads: bool) -> nn.Module:
-    """The model as DistributedDataParallel, if there are several processes."""
+def wrap_distributed(model: nn.Module, place: Distributed, heads: Iterable[nn.Module] = ()) -> nn.Module:
+    """The model as DistributedDataParallel, if there are several processes.
+
+    Args:
+        model: equal on all processes.
+        place: this process.
+        heads: parts of the model that rest in some steps. DistributedDataParallel leaves them alone:
+            their gradients must be absent while they rest, and its own way to find that out walks the
+            graph and waits for the device in every step. `average_gradients` serves them instead.
+    """
     if not place.active:
         return model
-    # The resting hand's head takes no part in a step: its gradients must stay absent, not zero.
+    resting = {id(parameter) for head in heads for parameter in head.parameters()}
+    ignored = [name for name, parameter in model.named_parameters() if id(parameter) in resting]
+    DistributedDataParallel._set_params_and_buffers_to_ignore_for_model(model, ignored)
     devices = [place.device] if place.device.type == "cuda" else None
-    return DistributedDataParallel(model, device_ids=devices, find_unused_parameters=several_heads)
+    return DistributedDataParallel(model, device_ids=devices)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Averages gradients over ranks in place, like DistributedDataParallel, in one message."""
+    gradients = [parameter.grad for parameter in parameters]
+    flat = nn.utils.parameters_to_vector(gradients)
+    dist.all_reduce(flat.div_(dist.get_world_size()))
+    nn.utils.vector_to_parameters(flat, gradients)
 
 
 def pick_amp_dtype(name: str, device: torch.device) -> torch.dtype:

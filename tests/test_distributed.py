@@ -6,6 +6,7 @@ import os
 import random
 
 import pytest
+import timm
 import torch
 from conftest import CLASSES, VAL_CLIPS, assert_equal_states, write_list
 
@@ -256,3 +257,35 @@ def test_error_on_the_main_process_reaches_every_process(fork_ranks):
 
     ranks, _ = fork_ranks(fail)
     assert ranks == [["only rank 0 knows", [0]], ["only rank 0 knows", []]]
+
+
+@pytest.mark.parametrize("variant", ["plain", "checkpointed", "compiled"])
+def test_gradients_of_two_processes_are_those_of_one(fork_ranks, variant):
+    sizes = {"img_size": 32, "all_frames": 4, "depth": 2, "lh_num_classes": 4, "rh_num_classes": 3}
+    clips = torch.randn(4, 3, 4, 32, 32, generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0, 1, 2, 1])
+
+    def gradients_of(place, mine):
+        torch.manual_seed(0)
+        name = "vit_tiny_patch16_224_alternating"
+        model = timm.create_model(name, init_scale=1, with_cp=variant == "checkpointed", **sizes)
+        called = torch.compile(model, backend="aot_eager") if variant == "compiled" else model
+        called = utils.wrap_distributed(called, place, model.get_classifier())
+        torch.nn.functional.cross_entropy(called(clips[mine], "rh"), labels[mine]).backward()
+        if place.active:
+            utils.average_gradients(model.get_classifier("rh").parameters())
+        return {name: parameter.grad for name, parameter in model.named_parameters()}
+
+    def train(rank):
+        place = utils.init_distributed_mode("cpu", timeout_minutes=1)
+        try:
+            return gradients_of(place, slice(2 * rank, 2 * rank + 2))
+        finally:
+            utils.leave_process_group()
+
+    expected = gradients_of(utils.Distributed(), slice(4))
+    ranks, _ = fork_ranks(train)
+    for gradients in ranks:
+        assert [name for name, grad in gradients.items() if grad is None] == ["lh_head.weight", "lh_head.bias"]
+        for name, gradient in gradients.items():
+            torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)

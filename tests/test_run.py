@@ -423,3 +423,36 @@ def test_each_head_reads_its_own_hand(run_main, overfitted, tmp_path):
     assert run_main("--eval", *flags, *swapped).code == 0
     metrics = metrics_of(tmp_path)
     assert (metrics["lh"]["top1"], metrics["rh"]["top1"]) == (25, 25)
+
+
+# ---------------------------------------------------------------------------------- --compile
+
+
+def assert_compiled_run_matches(run_main, tiny_flags, tmp_path):
+    weights = []
+    for name, flags in (("plain", ()), ("compiled", ("--compile",))):
+        result = run_main(*tiny_flags, *flags, "--output_dir", tmp_path / name)
+        assert result.code == 0, result.output
+        weights.append(load(tmp_path / name / "checkpoint-last.pth")["model"])
+    assert weights[0].keys() == weights[1].keys()
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def test_compiled_training_makes_the_same_weights(run_main, tiny_flags, tmp_path, monkeypatch):
+    # The graphs are captured as they are for users; only code generation, a minute long, is left out.
+    compile_model, compiled = torch.compile, []
+
+    def without_code_generation(model):
+        compiled.append(model)
+        return compile_model(model, backend="aot_eager")
+
+    monkeypatch.setattr(torch, "compile", without_code_generation)
+    assert_compiled_run_matches(run_main, tiny_flags, tmp_path)
+    assert len(compiled) == 1
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="code generation for CPUs needs g++")
+def test_generated_code_makes_the_same_weights(run_main, tiny_flags, tmp_path):
+    assert_compiled_run_matches(run_main, tiny_flags, tmp_path)
