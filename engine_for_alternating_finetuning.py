@@ -30,6 +30,7 @@ from engine_for_finetuning import (
     read_results,
     score_batches,
     with_mean_top1,
+    write_clips_and_reasons,
     write_predictions,
     write_results,
 )
@@ -43,7 +44,6 @@ from utils import (
     on_main,
     seed_global_generators,
     write_json,
-    write_text,
 )
 
 log = logging.getLogger(__name__)
@@ -353,7 +353,7 @@ def train_one_epoch_alternating(
     first_step: int,
     meters: HandMeters,
     record: Callable[[int, dict[str, float]], None] = lambda steps, values: None,
-    save: Callable[[int, np.ndarray | None], None] = lambda steps, sums: None,
+    save: Callable[[int, np.ndarray], None] = lambda steps, sums: None,
 ) -> dict[str, float]:
     """Trains the steps of one epoch, or what is left of it.
 
@@ -363,8 +363,8 @@ def train_one_epoch_alternating(
         first_step: the first step to make; within the epoch after a resume.
         meters: what the epoch's earlier steps summed up; empty at its start.
         record: called at every logging interval with the steps made so far and the figures.
-        save: called at every saving interval with the steps made so far and the meters' sums over
-            ranks (None at the epoch's end, where they start anew).
+        save: called at every saving interval within the epoch with the steps made so far and the
+            meters' sums over ranks. Not at its end: what is saved there has been validated.
 
     Returns:
         The epoch's averages over ranks: loss of each hand, accuracy where labels are not mixed,
@@ -383,7 +383,7 @@ def train_one_epoch_alternating(
         norm = trainer.optimizer_step(step, meters)
         done = step + 1
         logs = done % recipe.log_interval == 0 or done == last_step
-        saves = recipe.save_interval > 0 and done % recipe.save_interval == 0
+        saves = recipe.save_interval > 0 and done % recipe.save_interval == 0 and done < last_step
         if logs or saves:
             sums = trainer.read_sums(meters)
         if logs:
@@ -397,7 +397,7 @@ def train_one_epoch_alternating(
             _log_progress(recipe, epoch, step, last_step, values)
             record(done, values)
         if saves:
-            save(done, sums if done < last_step else None)
+            save(done, sums)
     return values
 
 
@@ -421,13 +421,14 @@ def collect_bad_clips(
     """
     gathered = broadcast_object(gather_objects(trainer.bad))
     trainer.bad = []
+    news = set()
     for hand, name, reason in itertools.chain(*gathered):
         known.setdefault(hand, {})[name] = reason
-    for hand, bad in known.items():
+        news.add(hand)
+    for hand in sorted(news):
         path = output_dir / f"bad_clips_{hand}.txt"
-        lines = [f"{name}\t{reason}\n" for name, reason in sorted(bad.items())]
-        on_main(lambda path=path, lines=lines: write_text(path, "".join(lines)))
-        log.warning("%s: %d unreadable clips were replaced so far, see %s", hand, len(bad), path)
+        on_main(lambda path=path, hand=hand: write_clips_and_reasons(path, known[hand].items()))
+        log.warning("%s: %d unreadable clips were replaced so far, see %s", hand, len(known[hand]), path)
 
 
 def _log_progress(recipe: Recipe, epoch: int, step: int, last_step: int, values: Mapping[str, float]) -> None:
@@ -550,6 +551,11 @@ def final_test_alternating(
                 for rank, scores in enumerate(ranks)
             ]
             merged, metrics[hand] = _merge_ranks(written, hand)
+            unreadable = [clip for rank in written for clip in rank.unreadable]
+            if unreadable:
+                path = folder / f"unreadable_{hand}.txt"
+                write_clips_and_reasons(path, unreadable)
+                log.warning("%s: %d clips could not be read, see %s", hand, len(unreadable), path)
             write_predictions(folder / f"predictions_{hand}.csv", merged)
         return with_mean_top1(metrics)
 

@@ -5,6 +5,7 @@ Shapes: R rows (views of clips), M clips, C classes.
 
 from __future__ import annotations
 
+import argparse
 import csv
 import dataclasses
 import io
@@ -18,7 +19,14 @@ import torch
 from scipy.special import log_softmax, softmax
 from torch import nn
 
-from utils import UserError, save_checkpoint, write_text
+from utils import (
+    UserError,
+    copy_checkpoint,
+    numbered_checkpoints,
+    read_checkpoint,
+    save_checkpoint,
+    write_text,
+)
 
 log = logging.getLogger(__name__)
 
@@ -132,7 +140,7 @@ def read_results(path: Path) -> ViewScores:
     """
     if not path.is_file():
         raise UserError(f"{path}: there is no such results file")
-    lines = path.read_text().split("\n")[1:]
+    lines = path.read_text("utf-8", errors="surrogateescape").split("\n")[1:]
     names: list[str] = []
     logits: list[str] = []
     tails: list[str] = []
@@ -270,6 +278,11 @@ def write_predictions(path: Path, clips: ClipScores) -> None:
     write_text(path, text.getvalue())
 
 
+def write_clips_and_reasons(path: Path, clips: Iterable[tuple[str, str]]) -> None:
+    """Writes a line `clip<tab>reason` for each clip that could not be read, sorted."""
+    write_text(path, "".join(f"{name}\t{reason}\n" for name, reason in sorted(clips)))
+
+
 def with_mean_top1(metrics: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
     """Metrics by name and, beside them, the mean of their top-1."""
     return {**metrics, "mean_top1": float(np.mean([m["top1"] for m in metrics.values()]))}
@@ -299,6 +312,7 @@ class Progress:
     """What a run remembers of itself in its checkpoints."""
 
     step: int = 0  # optimizer steps made
+    steps_per_epoch: int | None = None  # that `step` is counted in; None: not told
     best: dict[str, float] = dataclasses.field(default_factory=dict)  # top-1 by checkpoint name
     bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     epoch_sums: list[list[float]] | None = None  # of an unfinished epoch, over all ranks
@@ -318,6 +332,7 @@ class TrainingState:
 
     def save(self, folder: Path, *names: str) -> None:
         """Writes `checkpoint-{name}.pth` for each of the names."""
+        self.progress.steps_per_epoch = self.steps_per_epoch
         content = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -328,11 +343,16 @@ class TrainingState:
         }
         if self.ema is not None:
             content["model_ema"] = self.ema.module.state_dict()
-        for name in names:
-            save_checkpoint(folder / f"checkpoint-{name}.pth", content)
+        first, *others = (folder / f"checkpoint-{name}.pth" for name in names)
+        save_checkpoint(first, content)
+        for path in others:
+            copy_checkpoint(first, path)
 
-    def load(self, checkpoint: Mapping[str, Any], path: str) -> None:
+    def load(self, checkpoint: Mapping[str, Any], path: str) -> Progress:
         """Goes on from a checkpoint of this project or of the published trainers.
+
+        Returns:
+            What the run has reached.
 
         Raises:
             UserError: it does not fit, naming the file.
@@ -341,23 +361,47 @@ class TrainingState:
         if self.ema is not None:
             key = "model_ema" if "model_ema" in checkpoint else "model"
             load_weights(self.ema.module, checkpoint, key, path)
-        own = [
-            {key: group[key] for key in _OWN_OPTIONS & group.keys()} for group in self.optimizer.param_groups
-        ]
-        try:
-            self.optimizer.load_state_dict(checkpoint["optimizer"])
-            if checkpoint.get("scaler") and self.scaler.is_enabled():
-                self.scaler.load_state_dict(checkpoint["scaler"])
-        except (KeyError, ValueError) as error:
-            raise UserError(f"{path}: its optimizer state does not fit: {error}") from None
-        for group, options in zip(self.optimizer.param_groups, own, strict=True):
-            group.update(options)
+        self._load_optimizer(checkpoint, path)
         if STATE_KEY in checkpoint:
             self.progress = Progress(**checkpoint[STATE_KEY])
+            self._fit_progress(path)
         elif isinstance(checkpoint.get("epoch"), int):
             self.progress.step = (checkpoint["epoch"] + 1) * self.steps_per_epoch
         else:
             log.warning("%s does not say its epoch: starting at --start_epoch", path)
+        return self.progress
+
+    def _load_optimizer(self, checkpoint: Mapping[str, Any], path: str) -> None:
+        try:
+            state = dict(checkpoint["optimizer"])
+            # Before loading: where torch puts the step counts depends on whether the update is fused.
+            pairs = zip(state["param_groups"], self.optimizer.param_groups, strict=True)
+            state["param_groups"] = [
+                saved | {key: own[key] for key in _OWN_OPTIONS & own.keys()} for saved, own in pairs
+            ]
+            self.optimizer.load_state_dict(state)
+            if checkpoint.get("scaler") and self.scaler.is_enabled():
+                self.scaler.load_state_dict(checkpoint["scaler"])
+        except (KeyError, ValueError) as error:
+            raise UserError(f"{path}: its optimizer state does not fit: {error}") from None
+
+    def _fit_progress(self, path: str) -> None:
+        """Counts the steps made in this run's epochs, where the file's are of another length."""
+        progress, theirs = self.progress, self.progress.steps_per_epoch
+        if theirs in (None, self.steps_per_epoch):
+            return
+        epochs, rest = divmod(progress.step, theirs)
+        if rest:
+            raise UserError(
+                f"--resume {path}: saved within an epoch of {theirs} steps, but an epoch has "
+                f"{self.steps_per_epoch} steps with these lists, this --batch_size, --update_freq and number "
+                "of processes: give the same, or resume from the checkpoint of an epoch"
+            )
+        progress.step = epochs * self.steps_per_epoch
+        log.warning(
+            "%s: its epochs had %d steps, these have %d: going on after %d whole epochs",
+            *(path, theirs, self.steps_per_epoch, epochs),
+        )
 
 
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path: str | Path) -> None:
@@ -376,3 +420,47 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path
             f"{path}: does not fit the model; check --model, --depth, --num_frames and the class "
             f"counts: {'; '.join(reasons)}"
         ) from None
+
+
+def resume_candidates(folder: Path) -> list[Path]:
+    """Files from which a run in `folder` can go on, the most advanced one first.
+
+    A damaged file is passed over with a warning.
+
+    Raises:
+        UserError: there are such files, and none can be read.
+    """
+    names = [folder / "checkpoint-last.pth"]
+    names += [path for kind in ("", "step-") for _, path in numbered_checkpoints(folder, kind)]
+    files = [path for path in names if path.exists()]
+    made: dict[Path, tuple[int, int]] = {}
+    damaged: list[UserError] = []
+    for path in files:
+        try:
+            checkpoint = read_checkpoint(path, lazy=True)
+        except UserError as error:
+            log.warning("passed over: %s", error)
+            damaged.append(error)
+            continue
+        epoch, progress = checkpoint.get("epoch"), checkpoint.get(STATE_KEY, {})
+        made[path] = (epoch if isinstance(epoch, int) else -1, progress.get("step", 0))
+    if damaged and not made:
+        raise UserError(f"{damaged[0]}; there is no other to go on from: move it away to start anew")
+    return sorted(made, key=made.__getitem__, reverse=True)
+
+
+def is_best_checkpoint(path: Path) -> bool:
+    """Whether a file is one of the best ones, by its name."""
+    return path.name.startswith("checkpoint-best")
+
+
+def checkpoint_to_evaluate(args: argparse.Namespace) -> Path:
+    """The file that `--resume` names, or the one in the output folder that `--test_weights` means."""
+    if args.resume:
+        return Path(args.resume)
+    folder = Path(args.output_dir or "output")
+    best = folder / "checkpoint-best.pth"
+    found = [best] * best.exists() if args.test_weights == "best" else resume_candidates(folder)
+    if not found:
+        raise UserError(f"no checkpoint to evaluate in {folder}: give --resume FILE or --output_dir")
+    return found[0]

@@ -12,6 +12,7 @@ from timm.loss import LabelSmoothingCrossEntropy, SoftTargetCrossEntropy
 from timm.optim import create_optimizer_v2, get_optimizer_class, get_optimizer_info
 from torch import nn
 
+import utils
 from utils import UserError, cosine_scheduler
 
 logger = logging.getLogger(__name__)
@@ -34,39 +35,50 @@ OPTIMIZERS = (
 # Not SGD: fused, it cannot have parameters that got no gradient yet, such as the resting hand's head.
 FUSABLE = (torch.optim.Adam, torch.optim.AdamW)
 FUSED_DEVICES = {"cpu", "cuda"}
+MOST_OVERFLOWS = 20  # steps in a row whose fp16 gradients may overflow
 
 
 def add_optimization_args(parser: ArgumentParser) -> None:
     """Adds the flags that this module reads, with the two-hand recipe's defaults."""
     add = parser.add_argument_group("optimization").add_argument
-    add("--batch_size", type=int, default=4, help="clips a micro step and GPU")
-    add("--epochs", type=int, default=50, help="epochs of the longer list over both hands' steps")
-    add("--update_freq", type=int, default=1, help="micro steps a step (gradient accumulation)")
-    add("--alternation_steps", type=int, default=50, help="optimizer steps before the other hand's turn")
+    add("--batch_size", type=utils.count, default=4, help="clips a micro step and GPU")
+    add("--epochs", type=utils.count, default=50, help="epochs of the longer list over both hands' steps")
+    add("--update_freq", type=utils.count, default=1, help="micro steps a step (gradient accumulation)")
+    add(
+        "--alternation_steps",
+        type=utils.count,
+        default=50,
+        help="optimizer steps before the other hand's turn",
+    )
     add("--opt", default="adamw", help="timm optimizer")
-    add("--opt_eps", type=float, default=1e-8, help="its epsilon")
-    add("--opt_betas", type=float, nargs="+", default=[0.9, 0.999], help="its betas")
-    add("--momentum", type=float, default=0.9, help="of SGD")
-    add("--clip_grad", type=float, default=5.0, help="greatest gradient norm; 0: no clipping")
-    add("--weight_decay", type=float, default=0.1, help="of weights with two or more dimensions")
-    add("--weight_decay_end", type=float, help="its value at the end (cosine); default: constant")
-    add("--lr", type=float, default=1e-3, help="learning rate for 256 clips a step; scaled by the batch")
-    add("--layer_decay", type=float, default=0.9, help="factor on the rate from layer to layer down")
-    add("--warmup_lr", type=float, default=1e-8, help="rate of the first step, scaled like --lr")
-    add("--min_lr", type=float, default=1e-6, help="rate at the end, scaled like --lr")
-    add("--warmup_epochs", type=int, default=5, help="epochs of linear warm-up")
+    add("--opt_eps", type=utils.amount, default=1e-8, help="its epsilon")
+    add("--opt_betas", type=utils.share, nargs="+", default=[0.9, 0.999], help="its betas")
+    add("--momentum", type=utils.share, default=0.9, help="of SGD")
+    add("--clip_grad", type=utils.amount, default=5.0, help="greatest gradient norm; 0: no clipping")
+    add("--weight_decay", type=utils.amount, default=0.1, help="of weights with two or more dimensions")
+    add("--weight_decay_end", type=utils.amount, help="its value at the end (cosine); default: constant")
+    add(
+        "--lr",
+        type=utils.amount,
+        default=1e-3,
+        help="learning rate for 256 clips a step; scaled by the batch",
+    )
+    add("--layer_decay", type=utils.share, default=0.9, help="factor on the rate from layer to layer down")
+    add("--warmup_lr", type=utils.amount, default=1e-8, help="rate of the first step, scaled like --lr")
+    add("--min_lr", type=utils.amount, default=1e-6, help="rate at the end, scaled like --lr")
+    add("--warmup_epochs", type=utils.natural, default=5, help="epochs of linear warm-up")
     add("--warmup_steps", type=int, default=-1, help="steps of warm-up; wins over epochs if positive")
     add("--model_ema", action="store_true", help="keep and evaluate a moving average of the weights")
-    add("--model_ema_decay", type=float, default=0.9999, help="its decay a step")
+    add("--model_ema_decay", type=utils.share, default=0.9999, help="its decay a step")
     add("--model_ema_force_cpu", action="store_true", help="keep it in the host's memory")
     add = parser.add_argument_group("mixup").add_argument
-    add("--mixup", type=float, default=0.8, metavar="ALPHA", help="0: no mixup")
-    add("--cutmix", type=float, default=1.0, metavar="ALPHA", help="0: no CutMix")
-    add("--cutmix_minmax", type=float, nargs=2, help="least and greatest share; switches CutMix on")
+    add("--mixup", type=utils.amount, default=0.8, metavar="ALPHA", help="0: no mixup")
+    add("--cutmix", type=utils.amount, default=1.0, metavar="ALPHA", help="0: no CutMix")
+    add("--cutmix_minmax", type=utils.share, nargs=2, help="least and greatest share; switches CutMix on")
     add("--cutmix_region", choices=("frame", "published"), default="frame",
         help="cut a box of every frame; published: of time and height, as there")  # fmt: skip
-    add("--mixup_prob", type=float, default=1.0, metavar="P", help="probability of either")
-    add("--mixup_switch_prob", type=float, default=0.5, metavar="P", help="of CutMix, if both are on")
+    add("--mixup_prob", type=utils.share, default=1.0, metavar="P", help="probability of either")
+    add("--mixup_switch_prob", type=utils.share, default=0.5, metavar="P", help="of CutMix, if both are on")
     add("--mixup_mode", choices=("batch", "pair", "elem"), default="batch", help="draw for what")
 
 
@@ -351,6 +363,7 @@ class GradientUpdater:
         self.scaler = torch.amp.GradScaler(device.type, enabled=amp_dtype == torch.float16)
         self.first_bad_step = torch.full((), -1, dtype=torch.int64, device=device)
         self.bad_loss = torch.zeros((), dtype=torch.bool, device=device)
+        self._overflows = torch.zeros((), dtype=torch.int64, device=device)  # steps in a row
         self._decaying = [group["weight_decay"] > 0 for group in optimizer.param_groups]
         self._masks_on_device = getattr(optimizer, "_step_supports_amp_scaling", False)
 
@@ -378,7 +391,10 @@ class GradientUpdater:
         if self.clip_grad:
             torch.nn.utils.clip_grads_with_norm_(params, self.clip_grad, norm)
         if self.scaler.is_enabled():
-            # In fp16 an overflow is the scaler's daily business: it skips the step and goes on.
+            # In fp16 an overflow is the scaler's daily business: it skips the step and goes on. When
+            # a millionth of the scale does not help either, it is no overflow.
+            self._overflows = torch.where(torch.isfinite(norm), 0, self._overflows + 1)
+            self._note(self._overflows >= MOST_OVERFLOWS, step)
             self.scaler.step(self.optimizer)
             self.scaler.update()
         else:

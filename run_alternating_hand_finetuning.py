@@ -13,9 +13,9 @@ from __future__ import annotations
 import argparse
 import copy
 import dataclasses
+import functools
 import logging
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -50,9 +50,12 @@ from engine_for_finetuning import (
     STATE_KEY,
     Progress,
     TrainingState,
+    checkpoint_to_evaluate,
     describe_metrics,
+    is_best_checkpoint,
     load_weights,
     name_weights,
+    resume_candidates,
 )
 from models import HANDS, PretrainedError, load_pretrained
 from optim_factory import add_optimization_args, create_criterion, create_mixup, create_updater, uses_mixup
@@ -74,7 +77,7 @@ NO_EFFECT = {
 # What `--eval --resume FILE` does not take over from the run that wrote the file.
 NOT_INHERITED = {
     *("eval", "validation", "resume", "auto_resume", "output_dir", "log_dir", "finetune"),
-    *("device", "num_workers", "pin_mem", "test_weights", "num_segments", "enable_deepspeed"),
+    *("device", "num_workers", "pin_mem", "num_segments", "enable_deepspeed"),
     *("dist_url", "dist_on_itp", "dist_timeout", "world_size", *NO_EFFECT),
 }
 
@@ -82,19 +85,19 @@ NOT_INHERITED = {
 def _add_model_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("model").add_argument
     add("--model", default="vit_base_patch16_224_alternating", metavar="NAME", help="registered model")
-    add("--depth", type=int, help="number of blocks, if not the model's own")
-    add("--tubelet_size", type=int, default=2, help="frames a token")
-    add("--input_size", type=int, default=224, help="height and width of a view, pixels")
-    add("--drop", type=float, default=0.0, metavar="P", help="dropout probability")
-    add("--attn_drop_rate", type=float, default=0.0, metavar="P", help="dropout of attention weights")
-    add("--drop_path", type=float, default=0.3, metavar="P", help="stochastic depth of the last block")
-    add("--head_drop_rate", type=float, default=0.0, metavar="P", help="dropout before both heads")
-    add("--init_scale", type=float, default=0.001, help="factor on both heads' initial weights")
-    add("--norm_eps", type=float, default=1e-6, help="LayerNorm epsilon; ADH-ViT trained with 1e-5")
+    add("--depth", type=utils.count, help="number of blocks, if not the model's own")
+    add("--tubelet_size", type=utils.count, default=2, help="frames a token")
+    add("--input_size", type=utils.count, default=224, help="height and width of a view, pixels")
+    add("--drop", type=utils.share, default=0.0, metavar="P", help="dropout probability")
+    add("--attn_drop_rate", type=utils.share, default=0.0, metavar="P", help="dropout of attention weights")
+    add("--drop_path", type=utils.share, default=0.3, metavar="P", help="stochastic depth of the last block")
+    add("--head_drop_rate", type=utils.share, default=0.0, metavar="P", help="dropout before both heads")
+    add("--init_scale", type=utils.amount, default=0.001, help="factor on both heads' initial weights")
+    add("--norm_eps", type=utils.amount, default=1e-6, help="LayerNorm epsilon; ADH-ViT trained with 1e-5")
     add("--use_cls", action="store_true", help="classify the first token, not the mean over tokens")
     add("--with_checkpoint", action="store_true", help="recompute activations: less memory, slower")
     add("--compile", action="store_true", help="compile the model for training (minutes at the start)")
-    add("--train_mask_ratio", type=float, default=0.0, help="share of tokens dropped in training")
+    add("--train_mask_ratio", type=utils.share, default=0.0, help="share of tokens dropped in training")
     add("--train_mask_type", choices=MASKS, default="tube", help="which tokens are dropped")
     add("--finetune", default="", metavar="FILE", help="pretrained weights to start from")
     add("--model_key", default="model|module", help="keys of the weights in that file, first wins")
@@ -106,21 +109,21 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     for hand, name in zip(HANDS, ("left", "right"), strict=True):
         add(f"--{hand}_data_path", metavar="DIR", help=f"folder of the {name} hand's list files")
         add(f"--{hand}_data_root", default="", metavar="DIR", help="clips' folder; default: the lists'")
-        add(f"--{hand}_num_classes", type=int, help="classes; default: the data set's")
+        add(f"--{hand}_num_classes", type=utils.count, help="classes; default: the data set's")
     add("--one_stream", action="store_true", help="train and test the left hand's data alone")
     add("--data_set", choices=DATASETS, default="HAVID", help="sets the class counts; CUSTOM: by lists")
-    add("--num_workers", type=int, help="decoding processes a rank; default: CPUs / local ranks")
+    add("--num_workers", type=utils.natural, help="decoding processes a rank; default: CPUs / local ranks")
     utils.add_switch(add, "pin_mem", "copy batches to GPUs from pinned memory")
     add = parser.add_argument_group("sampling and views").add_argument
-    add("--num_frames", type=int, default=16, help="frames a view")
-    add("--sampling_rate", type=int, default=4, help="video frames between frames of a view")
+    add("--num_frames", type=utils.count, default=16, help="frames a view")
+    add("--sampling_rate", type=utils.count, default=4, help="video frames between frames of a view")
     add("--sparse_sample", action="store_true", help="spread a view's frames over the whole clip (TSN)")
     add("--short_clips", choices=("published", "stretch"), default="published",
         help="too short a clip: repeat its last frame, or spread its frames evenly")  # fmt: skip
-    add("--num_sample", type=int, default=2, help="augmented views of each decoded clip in training")
-    add("--short_side_size", type=int, default=224, help="short side in evaluations, pixels")
-    add("--test_num_segment", type=int, default=5, help="temporal windows a clip in the test")
-    add("--test_num_crop", type=int, default=3, help="spatial crops a window in the test")
+    add("--num_sample", type=utils.count, default=2, help="augmented views of each decoded clip in training")
+    add("--short_side_size", type=utils.count, default=224, help="short side in evaluations, pixels")
+    add("--test_num_segment", type=utils.count, default=5, help="temporal windows a clip in the test")
+    add("--test_num_crop", type=utils.count, default=3, help="spatial crops a window in the test")
     add("--num_segments", type=int, default=1, help="only 1")
 
 
@@ -131,12 +134,12 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
         help="of RandAugment's geometry")  # fmt: skip
     add("--hflip", choices=("on", "off"), default="off",
         help="mirror half of the views: wrong where left and right are the labels")  # fmt: skip
-    add("--crop_scale", type=float, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
+    add("--crop_scale", type=utils.share, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
         help="share of the frame's area that a training crop covers")  # fmt: skip
-    add("--smoothing", type=float, default=0.1, help="label smoothing")
-    add("--reprob", type=float, default=0.25, metavar="P", help="probability of random erasing")
+    add("--smoothing", type=utils.share, default=0.1, help="label smoothing")
+    add("--reprob", type=utils.share, default=0.25, metavar="P", help="probability of random erasing")
     add("--remode", choices=("pixel", "rand", "const"), default="pixel", help="erase with what")
-    add("--recount", type=int, default=1, help="most boxes erased in a view")
+    add("--recount", type=utils.count, default=1, help="most boxes erased in a view")
 
 
 def _add_evaluation_args(parser: argparse.ArgumentParser) -> None:
@@ -152,10 +155,8 @@ def _add_evaluation_args(parser: argparse.ArgumentParser) -> None:
 
 def get_parser() -> argparse.ArgumentParser:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        description=__doc__.splitlines()[0],
-        epilog="Flags keep the names of VideoMAE V2 and ADH-ViT.",
-        formatter_class=lambda prog: argparse.ArgumentDefaultsHelpFormatter(prog, width=110),
+    parser = utils.Parser(
+        description=__doc__.splitlines()[0], epilog="Flags keep the names of VideoMAE V2 and ADH-ViT."
     )
     for add_args in (
         _add_model_args, _add_data_args, _add_augmentation_args, add_optimization_args, _add_evaluation_args,
@@ -174,13 +175,7 @@ def get_args(argv: Sequence[str] | None = None, local_world_size: int = 1) -> ar
     parser = get_parser()
     args = parser.parse_args(argv)
     if args.eval or args.validation:
-        args.resume = str(utils.checkpoint_to_evaluate(args))
-        saved = utils.read_checkpoint(args.resume, lazy=True)
-        if STATE_KEY in saved:  # one of ours; the published trainers' flags mean other things
-            inherited = {k: v for k, v in saved["args"].items() if k not in NOT_INHERITED}
-            parser.set_defaults(**inherited, resume=args.resume)
-            args = parser.parse_args(argv, argparse.Namespace(resume=args.resume))
-        args.output_dir = args.output_dir or str(Path(args.resume).parent)
+        args = _inherit_args(parser, argv, args)
     args.output_dir = args.output_dir or "output"
     check_args(args)
     # Defaults that depend on the lists and on the machine; from here on the arguments do not change.
@@ -192,41 +187,58 @@ def get_args(argv: Sequence[str] | None = None, local_world_size: int = 1) -> ar
     return args
 
 
+def _inherit_args(
+    parser: argparse.ArgumentParser, argv: Sequence[str] | None, given: argparse.Namespace
+) -> argparse.Namespace:
+    """What was given, and for the rest what the run used that wrote the checkpoint."""
+    resume = checkpoint_to_evaluate(given)
+    if given.test_weights == "best" and not is_best_checkpoint(resume):
+        raise UserError(f"--test_weights best: {resume} holds other weights; give the best one")
+    saved = utils.read_checkpoint(resume, lazy=True)
+    if STATE_KEY in saved:  # one of ours; the published trainers' flags mean other things
+        inherited = {k: v for k, v in saved["args"].items() if k not in NOT_INHERITED}
+        # Which file it is says whether it is the best or the last one.
+        inherited["test_weights"] = "ema" if inherited["test_weights"] == "ema" else "last"
+        parser.set_defaults(**inherited)
+        given = parser.parse_args(argv)
+    given.resume, given.output_dir = str(resume), given.output_dir or str(resume.parent)
+    return given
+
+
 def check_args(args: argparse.Namespace) -> None:
     """Refuses what cannot work before anything is built.
 
     Raises:
         UserError: the first contradiction, naming the flag.
     """
-    positive = ("tubelet_size", "input_size", "num_frames", "sampling_rate", "num_sample", "batch_size",
-                "update_freq", "alternation_steps", "epochs", "test_num_segment", "test_num_crop",
-                "log_interval", "save_ckpt_freq", "recount")  # fmt: skip
-    wrong = [name for name in positive if getattr(args, name) < 1]
     missing = [hand for hand in active_hands(args) if not getattr(args, f"{hand}_data_path")]
-    refused = (
+    always = (
         (args.num_segments != 1, "--num_segments: only 1 is possible; use --num_frames"),
         (args.enable_deepspeed, "--enable_deepspeed: not supported; use torchrun and --with_checkpoint"),
-        (wrong, f"--{wrong and wrong[0]}: must be at least 1"),
         (missing, f"--{missing and missing[0]}_data_path is needed: the folder of that hand's lists"
          " (or train the left hand alone with --one_stream)"),
         (args.short_side_size < args.input_size, f"--short_side_size {args.short_side_size} is less than "
          f"--input_size {args.input_size}: views would not fit"),
         (args.num_frames % args.tubelet_size, f"--num_frames {args.num_frames} does not divide by "
          f"--tubelet_size {args.tubelet_size}"),
+    )  # fmt: skip
+    low, high = args.cutmix_minmax or (0, 1)
+    in_training = (
         (uses_mixup(args) and args.batch_size * args.num_sample % 2, f"--batch_size {args.batch_size} x "
          f"--num_sample {args.num_sample} is odd: mixup wants an even batch (or --mixup 0 --cutmix 0)"),
+        (low >= high, "--cutmix_minmax: wants MIN < MAX"),
+        (args.smoothing == 1, "--smoothing 1: nothing would be left of the labels"),
         (args.warmup_steps <= 0 and args.warmup_epochs > args.epochs,
          f"--warmup_epochs {args.warmup_epochs} is more than --epochs {args.epochs}"),
-        (not 0 < args.crop_scale[0] <= args.crop_scale[1] <= 1, "--crop_scale: wants 0 < MIN <= MAX <= 1"),
-        (not 0 < args.layer_decay <= 1, f"--layer_decay {args.layer_decay}: must lie in (0, 1]"),
+        (args.start_epoch >= args.epochs, f"--start_epoch {args.start_epoch}: must be below --epochs"),
+        (not 0 < args.crop_scale[0] <= args.crop_scale[1], "--crop_scale: wants 0 < MIN <= MAX <= 1"),
+        (not args.layer_decay, "--layer_decay 0: must lie in (0, 1]"),
         (not args.weight_decay and args.weight_decay_end, "--weight_decay_end needs --weight_decay above 0"),
-        (args.test_weights == "ema" and not (args.model_ema or args.eval),
-         "--test_weights ema needs --model_ema"),
-        (args.test_weights == "best" and not args.eval
-         and (args.disable_eval_during_finetuning or not args.save_ckpt),
+        (args.test_weights == "ema" and not args.model_ema, "--test_weights ema needs --model_ema"),
+        (args.test_weights == "best" and (args.disable_eval_during_finetuning or not args.save_ckpt),
          "--test_weights best needs validation and checkpoints during training"),
     )  # fmt: skip
-    for condition, message in refused:
+    for condition, message in always + (() if args.eval or args.validation else in_training):
         if condition:
             raise UserError(message)
 
@@ -395,19 +407,24 @@ class Training:
             args=vars(args),
         )
         self.mixups = {hand: create_mixup(args, num_classes[hand]) for hand in self.datasets}
-        self.writer = None
-        if dist.is_main:
-            self.writer = SummaryWriter(str(args.log_dir or self.output_dir / "tensorboard"))
+        self.writer: SummaryWriter | None = None
 
     def resume(self) -> None:
-        """Goes on from `--resume`, or from the newest checkpoint in the output folder."""
+        """Goes on from `--resume`, or from the most advanced checkpoint in the output folder."""
         path = self.args.resume
         if not path and self.args.auto_resume:
-            newest = utils.on_main(lambda: utils.resume_candidates(self.output_dir)[:1])
+            newest = utils.on_main(lambda: resume_candidates(self.output_dir)[:1])
             path = str(newest[0]) if newest else ""
         if path:
-            self.state.load(utils.on_main(lambda: utils.read_checkpoint(path)), path)
-            log.info("resumed from %s at step %d", path, self.state.progress.step)
+            progress = self.state.load(utils.on_main(lambda: utils.read_checkpoint(path)), path)
+            # A best that another folder holds is of no use at this run's end.
+            here = utils.on_main(lambda: [n for n in progress.best if self._checkpoint(n).exists()])
+            progress.best = {name: progress.best[name] for name in here}
+            log.info("resumed from %s at step %d", path, progress.step)
+        if self.dist.is_main:
+            folder = str(self.args.log_dir or self.output_dir / "tensorboard")
+            # What an interrupted run wrote beyond its checkpoint will be written again.
+            self.writer = SummaryWriter(folder, purge_step=self.state.progress.step + 1)
 
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
@@ -418,8 +435,9 @@ class Training:
             # Sums are added up over ranks when they are read, so one rank takes the saved ones.
             sums = progress.epoch_sums if self.dist.is_main else None
             meters = HandMeters(tuple(self.datasets), self.dist.device, sums)
+            save_step = functools.partial(self._save_step, trainer)
             stats = train_one_epoch_alternating(
-                trainer, epoch, progress.step, meters, self._record, self._save_step
+                trainer, epoch, progress.step, meters, self._record, save_step
             )
             progress.step, progress.epoch_sums = (epoch + 1) * self.recipe.steps_per_epoch, None
             collect_bad_clips(trainer, progress.bad_clips, self.output_dir)
@@ -435,7 +453,7 @@ class Training:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
         model, ema = self.state.model, self._ema_on_device()
         if self.args.test_weights == "best":
-            path = self.output_dir / "checkpoint-best.pth"
+            path = self._checkpoint("best")
             checkpoint = utils.on_main(lambda: utils.read_checkpoint(path))
             load_weights(model, checkpoint, "model", path)
             if ema is not None:
@@ -483,11 +501,15 @@ class Training:
             for name, value in values.items():
                 self.writer.add_scalar(f"{group}/{name}", value, step)
 
-    def _save_step(self, steps: int, sums: np.ndarray | None) -> None:
+    def _checkpoint(self, name: str) -> Path:
+        return self.output_dir / f"checkpoint-{name}.pth"
+
+    def _save_step(self, trainer: AlternatingTrainer, steps: int, sums: np.ndarray) -> None:
         progress = self.state.progress
-        progress.step, progress.epoch_sums = steps, None if sums is None else sums.tolist()
+        progress.step, progress.epoch_sums = steps, sums.tolist()
+        collect_bad_clips(trainer, progress.bad_clips, self.output_dir)
         self._save(f"step-{steps}")
-        if self.dist.is_main:
+        if self.args.save_ckpt and self.dist.is_main:
             utils.prune_step_checkpoints(self.output_dir, self.args.keep_ckpts)
 
     def _validate(self, row: dict[str, Any]) -> list[str]:
@@ -508,8 +530,10 @@ class Training:
         return better
 
     def _ema_on_device(self) -> nn.Module | None:
-        ema = self.state.ema
-        return None if ema is None else copy.deepcopy(ema.module).to(self.dist.device)
+        ema, device = self.state.ema, self.dist.device
+        if ema is None or not self.args.model_ema_force_cpu:
+            return ema and ema.module
+        return copy.deepcopy(ema.module).to(device)
 
 
 def make_token_masks(args: argparse.Namespace, model: nn.Module) -> TokenMasks | None:
@@ -536,19 +560,18 @@ def evaluate(args: argparse.Namespace, model: nn.Module, evaluator: Evaluator) -
     log.info("evaluating %s", args.resume)
     if args.validation:
         result = evaluator.validate(name_weights(model, ema))
-        if evaluator.dist.is_main:
-            utils.write_json(evaluator.output_dir / "validation.json", result)
+        utils.on_main(lambda: utils.write_json(evaluator.output_dir / "validation.json", result))
     if args.eval:
-        is_best = Path(args.resume).name.startswith("checkpoint-best")
-        weights = "best" if is_best and args.test_weights == "last" else args.test_weights
-        evaluator.test(name_weights(model, ema, first=args.test_weights), weights)
+        of_file = "best" if is_best_checkpoint(Path(args.resume)) else "last"
+        weights = "ema" if args.test_weights == "ema" else of_file
+        evaluator.test(name_weights(model, ema, first=weights), weights)
 
 
 def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     """The story of a run: arguments, data, model, optimizer; train, validate, test."""
     args = utils.on_main(lambda: get_args(argv, dist.local_world_size))
     output_dir = Path(args.output_dir)
-    output_dir.mkdir(parents=True, exist_ok=True)
+    utils.on_main(lambda: utils.make_folder(output_dir, "--output_dir"))
     utils.setup_logging(dist.rank, output_dir)
     for name in NO_EFFECT:
         if getattr(args, name) is not None:
@@ -567,8 +590,7 @@ def run(argv: Sequence[str] | None, dist: Distributed) -> None:
 
     if args.finetune:
         log.info(load_pretrained_file(model, args))
-    if dist.is_main:
-        utils.write_json(output_dir / "args.json", vars(args))
+    utils.on_main(lambda: utils.write_json(output_dir / "args.json", vars(args)))
     training = Training(args, dist, model, num_classes, evaluator)
     try:
         training.resume()
@@ -602,10 +624,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An error of a loader's worker arrives with its traceback; the last line is the message.
         log.error("error: %s", str(error).strip().splitlines()[-1].removeprefix("utils.UserError: "))
         return 1
-    finally:
-        utils.leave_process_group()
+    except Exception:
+        log.exception("error: this should not have happened")
+        return 1
+    utils.leave_process_group()
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    utils.exit_process(main())

@@ -13,15 +13,17 @@ import datetime
 import hashlib
 import json
 import logging
+import math
 import os
 import pickle
 import random
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NoReturn
 
 import numpy as np
 import torch
@@ -39,20 +41,57 @@ class UserError(Exception):
 # --------------------------------------------------------------------------------------- flags
 
 
+class Parser(argparse.ArgumentParser):
+    """An argument parser whose errors are one line and whose help says defaults that are values."""
+
+    def __init__(self, **options: Any):
+        super().__init__(formatter_class=_HelpFormatter, **options)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends the program."""
+        self.exit(2, f"error: {message} (--help lists every flag)\n")
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    def __init__(self, prog: str):
+        super().__init__(prog, width=110)
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        is_value = action.nargs != 0 and action.default not in (None, "")
+        return super()._get_help_string(action) if is_value else action.help
+
+
+def _number(kind: Callable[[str], float], least: float, greatest: float = math.inf) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = kind(text)
+        if not least <= value <= greatest:
+            limits = f"at least {least}" if greatest == math.inf else f"between {least} and {greatest}"
+            raise argparse.ArgumentTypeError(f"{text} must be {limits}")
+        return value
+
+    parse.__name__ = kind.__name__  # argparse names it where the text is no number
+    return parse
+
+
+# Types of flags.
+count, natural = _number(int, 1), _number(int, 0)
+amount, share = _number(float, 0), _number(float, 0, 1)
+
+
 def add_runtime_args(parser: argparse.ArgumentParser) -> None:
     """Adds the flags of checkpoints, logs, device and process group."""
     add = parser.add_argument_group("checkpoints and logs").add_argument
     add("--output_dir", default="", metavar="DIR", help="all that is written; default: output, or the "
         "tested checkpoint's folder")  # fmt: skip
     add("--log_dir", metavar="DIR", help="TensorBoard events; default: OUTPUT_DIR/tensorboard")
-    add("--log_interval", type=int, default=10, help="steps from one progress line to the next")
+    add("--log_interval", type=count, default=10, help="steps from one progress line to the next")
     add("--resume", default="", metavar="FILE", help="checkpoint to go on from or to test")
     add_switch(add, "auto_resume", "go on from the newest checkpoint in the output folder")
     add_switch(add, "save_ckpt", "write checkpoints")
-    add("--save_ckpt_freq", type=int, default=10, help="epochs between kept checkpoints")
-    add("--save_ckpt_steps", type=int, default=0, help="steps between step checkpoints; 0: none")
-    add("--keep_ckpts", type=int, default=2, help="step checkpoints to keep")
-    add("--start_epoch", type=int, default=0, help="first epoch, where no checkpoint says it")
+    add("--save_ckpt_freq", type=count, default=10, help="epochs between kept checkpoints")
+    add("--save_ckpt_steps", type=natural, default=0, help="steps between step checkpoints; 0: none")
+    add("--keep_ckpts", type=count, default=2, help="step checkpoints to keep")
+    add("--start_epoch", type=natural, default=0, help="first epoch, where no checkpoint says it")
     add = parser.add_argument_group("runtime").add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--seed", type=int, default=0, help="seed of everything random")
@@ -61,8 +100,8 @@ def add_runtime_args(parser: argparse.ArgumentParser) -> None:
     add("--deterministic", action="store_true", help="repeatable GPU kernels, slower")
     add("--dist_url", default="env://", help="where the processes meet")
     add("--dist_on_itp", action="store_true", help="take ranks from Open MPI")
-    add("--dist_timeout", type=float, default=60, help="longest wait for another process, minutes")
-    add("--world_size", type=int, help="number of processes that must be there")
+    add("--dist_timeout", type=amount, default=60, help="longest wait for another process, minutes")
+    add("--world_size", type=count, help="number of processes that must be there")
     add("--enable_deepspeed", action="store_true", help="refused")
 
 
@@ -182,7 +221,7 @@ def init_distributed_mode(
     """Joins the process group that the launcher describes, if any, and picks this process's device.
 
     Args:
-        device: `auto`, `cpu`, `cuda` or `cuda:N`; with several processes each takes its local GPU.
+        device: `auto`, `cpu`, `cuda` (each process takes its local GPU) or `cuda:N` (all take that one).
         dist_url: init method; `env://` reads the launcher's variables.
         dist_on_itp: read Open MPI's variables.
         world_size: number of processes that must be there (checked), or None.
@@ -197,10 +236,11 @@ def init_distributed_mode(
         raise UserError(
             f"--world_size {world_size}: the launcher started {world}; drop the flag or use torchrun"
         )
-    chosen = _choose_device(device, local if world > 1 else None)
+    chosen = _choose_device(device, local)
     if world > 1:
         dist.init_process_group(
-            "nccl" if chosen.type == "cuda" else "gloo",
+            # Objects, such as checkpoints, travel between hosts and take no room on the GPUs.
+            "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
             init_method=_rendezvous(os.environ, dist_url),
             rank=rank,
             world_size=world,
@@ -209,27 +249,38 @@ def init_distributed_mode(
     return Distributed(rank, world, local, local_world, chosen)
 
 
-def _choose_device(device: str, local_rank: int | None) -> torch.device:
+def _choose_device(device: str, local_rank: int) -> torch.device:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-    chosen = torch.device(device)
+    try:
+        chosen = torch.device(device)
+    except RuntimeError:
+        raise UserError(f"--device {device}: expected auto, cpu, cuda or cuda:N") from None
     if chosen.type != "cuda":
         return chosen
     if not torch.cuda.is_available():
         raise UserError(f"--device {device}: no CUDA device is here; use --device cpu")
-    if local_rank is not None and chosen.index is None:
+    if chosen.index is None:
         # A scheduler may show each process its own GPU alone.
         chosen = torch.device("cuda", local_rank if torch.cuda.device_count() > 1 else 0)
-    if (chosen.index or 0) >= torch.cuda.device_count():
+    if chosen.index >= torch.cuda.device_count():
         raise UserError(f"--device {chosen}: this node has {torch.cuda.device_count()} GPUs")
     torch.cuda.set_device(chosen)
     return chosen
 
 
 def leave_process_group() -> None:
-    """Tears the process group down, if there is one."""
+    """Tears the process group down, if there is one. Only where all ranks do: it may wait for them."""
     if dist.is_initialized():
         dist.destroy_process_group()
+
+
+def exit_process(code: int) -> NoReturn:
+    """Ends this process; one that failed does not wait for the others, which its launcher will end."""
+    logging.shutdown()
+    if dist.is_initialized():
+        os._exit(code)
+    sys.exit(code)
 
 
 def gather_objects(item: Any) -> list[Any] | None:
@@ -251,15 +302,23 @@ def broadcast_object(item: Any) -> Any:
 
 
 def on_main(compute: Callable[[], Any]) -> Any:
-    """Computes on rank 0; its result, or the `UserError` that it raised, is every rank's."""
+    """Computes on rank 0; its result is every rank's, and so is its failure.
+
+    Raises:
+        UserError: on every rank what `compute` raised; on the others, any error that it raised.
+        SystemExit: on every rank, if `compute` ended the program.
+    """
     outcome = None
     if not dist.is_initialized() or dist.get_rank() == 0:
         try:
             outcome = compute()
-        except UserError as error:
+        except (UserError, SystemExit) as error:
             outcome = error
+        except Exception as error:
+            broadcast_object(UserError(f"rank 0 failed: {type(error).__name__}: {error}"))
+            raise
     outcome = broadcast_object(outcome)
-    if isinstance(outcome, UserError):
+    if isinstance(outcome, (UserError, SystemExit)):
         raise outcome
     return outcome
 
@@ -375,6 +434,18 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
     _sync_folder(path.parent)
 
 
+def make_folder(path: Path, flag: str) -> None:
+    """Makes a folder and its parents, if it is not there.
+
+    Raises:
+        UserError: it cannot be made, naming `flag`.
+    """
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{flag} {path}: cannot be made: {error.strerror}") from None
+
+
 def _umask() -> int:
     current = os.umask(0)
     os.umask(current)
@@ -391,9 +462,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a text file atomically."""
+    """Writes a text file atomically; names of files that are not UTF-8 come out as they came in."""
     with atomic_open(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="surrogateescape"))
 
 
 def write_json(path: Path, data: Any) -> None:
@@ -418,8 +489,11 @@ class EpochLog:
             return float("inf")
 
     def append(self, row: Mapping[str, Any]) -> None:
-        """Adds one epoch's row and rewrites the file."""
-        self._rows.append(json.dumps(row))
+        """Adds one epoch's row and rewrites the file; JSON knows no NaN, so that is written as null."""
+        is_number = {
+            name: not isinstance(value, float) or math.isfinite(value) for name, value in row.items()
+        }
+        self._rows.append(json.dumps({name: row[name] if is_number[name] else None for name in row}))
         write_text(self._path, "\n".join(self._rows) + "\n")
 
 
@@ -488,27 +562,20 @@ def numbered_checkpoints(folder: Path, kind: str = "") -> list[tuple[int, Path]]
     return sorted((int(match[1]), path) for match, path in found if match)
 
 
-def resume_candidates(folder: Path) -> list[Path]:
-    """Files from which a run in `folder` can go on, newest first."""
-    last = folder / "checkpoint-last.pth"
-    files = [path for kind in ("", "step-") for _, path in numbered_checkpoints(folder, kind)]
-    files += [last] if last.exists() else []
-    return sorted(files, key=lambda path: path.stat().st_mtime_ns, reverse=True)
-
-
-def checkpoint_to_evaluate(args: argparse.Namespace) -> Path:
-    """The file that `--resume` names, or the one in the output folder that `--test_weights` means."""
-    if args.resume:
-        return Path(args.resume)
-    folder = Path(args.output_dir or "output")
-    best = folder / "checkpoint-best.pth"
-    found = [best] * best.exists() if args.test_weights == "best" else resume_candidates(folder)
-    if not found:
-        raise UserError(f"no checkpoint to evaluate in {folder}: give --resume FILE or --output_dir")
-    return found[0]
+def copy_checkpoint(source: Path, target: Path) -> None:
+    """Gives a checkpoint a second name, atomically and, where the file system can, without a copy."""
+    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
+        link = Path(folder) / target.name
+        try:
+            link.hardlink_to(source)
+        except OSError:
+            shutil.copyfile(source, link)
+        link.replace(target)
+    _sync_folder(target.parent)
 
 
 def prune_step_checkpoints(folder: Path, keep: int) -> None:
-    """Deletes all but the newest `keep` of the `checkpoint-step-{N}.pth` files."""
-    for _, path in numbered_checkpoints(folder, "step-")[: -keep or None]:
+    """Deletes all but the `keep` last written `checkpoint-step-{N}.pth` files."""
+    files = [path for _, path in numbered_checkpoints(folder, "step-")]
+    for path in sorted(files, key=lambda path: path.stat().st_mtime_ns)[:-keep]:
         path.unlink()

@@ -12,7 +12,7 @@ import numpy as np
 from utils import UserError
 
 # The label is the last field; blanks, tabs and commas separate, so that paths may hold blanks.
-_LINE = re.compile(r"\s*(.*\S)\s*(?:[\s,])\s*(\d+)\s*")
+_LINE = re.compile(r"\s*(.*\S)\s*(?:[\s,])\s*(\d{1,9})\s*")
 _URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
 _PROBED_CLIPS = 16
 

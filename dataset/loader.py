@@ -6,6 +6,7 @@ takes over where decord fails: decord 3.4 misreads, for one, pictures that are 4
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 
 import av
@@ -37,12 +38,12 @@ def decode_frames(path: str, choose: IndexRule) -> tuple[np.ndarray, np.ndarray]
     """
     try:
         return _decode_with_decord(path, choose)
-    except Exception as error:  # decord raises its own and ctypes' errors, of several types
-        reason = _one_line(error)
+    except Exception:  # decord raises its own and ctypes' errors, of several types
+        pass  # PyAV says better what is wrong
     try:
         return _decode_with_pyav(path, choose)
-    except (OSError, ValueError, IndexError, av.error.FFmpegError):
-        raise ClipError(reason) from None
+    except (OSError, ValueError, IndexError, av.error.FFmpegError) as error:
+        raise ClipError(_reason(error)) from None
 
 
 def _decode_with_decord(path: str, choose: IndexRule) -> tuple[np.ndarray, np.ndarray]:
@@ -60,7 +61,7 @@ def _decode_with_pyav(path: str, choose: IndexRule) -> tuple[np.ndarray, np.ndar
     distinct, positions = np.unique(wanted, return_inverse=True)
     chosen = set(distinct.tolist())
     with av.open(path) as container:
-        pictures = enumerate(container.decode(video=0))
+        pictures = enumerate(itertools.islice(container.decode(video=0), int(distinct[-1]) + 1))
         frames = [frame.to_ndarray(format="rgb24") for i, frame in pictures if i in chosen]
     if len(frames) != len(distinct):
         raise ClipError(f"gave {len(frames)} of {len(distinct)} frames")
@@ -73,6 +74,7 @@ def _some_frames(n_frames: int) -> int:
     return n_frames
 
 
-def _one_line(error: Exception) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1] if lines else type(error).__name__
+def _reason(error: Exception) -> str:
+    if isinstance(error, IndexError):  # PyAV's for `video=0` where there is none
+        return "holds no video"
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__

@@ -17,6 +17,7 @@ RECORDINGS="${RECORDINGS:-8000}"
 EPOCHS="${EPOCHS:-20}"
 SEED="${SEED:-7}"
 AMP_DTYPE="${AMP_DTYPE:-bf16}"
+COMMIT="$(git rev-parse HEAD)"  # now: at the end it may be another
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$PYTHON" -m scripts.data.make_sample_havid --output "$DATA" --recordings "$RECORDINGS" \
@@ -33,4 +34,4 @@ export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
     --amp_dtype "$AMP_DTYPE" --seed "$SEED" --output_dir "$OUTPUT" "$@"
 
 "$PYTHON" -m scripts.tools.store_backbone --checkpoint "$OUTPUT/checkpoint-last.pth" \
-    --data "$DATA" --output models/vit_tiny_sample_pretrained.pth
+    --data "$DATA" --commit "$COMMIT" --output models/vit_tiny_sample_pretrained.pth

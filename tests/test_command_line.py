@@ -151,7 +151,7 @@ BAD_FLAGS = [
     (("--epochs", 0), ["--epochs", "at least 1"]),
     (("--alternation_steps", 0), ["--alternation_steps", "at least 1"]),
     (("--test_num_crop", 0), ["--test_num_crop", "at least 1"]),
-    (("--train_mask_ratio", "1.5"), ["--train_mask_ratio 1.5"]),
+    (("--train_mask_ratio", "1.5"), ["--train_mask_ratio", "1.5"]),
     (("--test_weights", "ema"), ["--test_weights ema", "--model_ema"]),
     (("--test_weights", "best", "--no_save_ckpt"), ["--test_weights best"]),
     (("--weight_decay", 0, "--weight_decay_end", "0.1"), ["--weight_decay_end"]),
@@ -164,6 +164,22 @@ BAD_FLAGS = [
     (("--layer_decay", "1.5"), ["--layer_decay", "1.5"]),
     (("--no_such_flag",), ["--no_such_flag"]),
     (("--mixup_mode", "row"), ["--mixup_mode", "row"]),
+    (("--num_workers", "-1"), ["--num_workers", "at least 0"]),
+    (("--depth", 0), ["--depth", "at least 1"]),
+    (("--lh_num_classes", 0), ["--lh_num_classes", "at least 1"]),
+    (("--keep_ckpts", 0), ["--keep_ckpts", "at least 1"]),
+    (("--save_ckpt_steps", "-1"), ["--save_ckpt_steps", "at least 0"]),
+    (("--clip_grad", "-1"), ["--clip_grad", "at least 0"]),
+    (("--lr", "nan"), ["--lr", "nan", "at least 0"]),
+    (("--reprob", 2), ["--reprob", "between 0 and 1"]),
+    (("--drop_path", "1.5"), ["--drop_path", "between 0 and 1"]),
+    (("--model_ema_decay", 2), ["--model_ema_decay", "between 0 and 1"]),
+    (("--smoothing", 1), ["--smoothing 1"]),
+    (("--cutmix_minmax", "0.9", "0.1"), ["--cutmix_minmax", "MIN < MAX"]),
+    (("--start_epoch", 2), ["--start_epoch 2", "--epochs"]),
+    (("--batch_size", "four"), ["--batch_size", "'four'"]),
+    (("--device", "gpu0"), ["--device gpu0", "cuda:N"]),
+    (("--output_dir", "/dev/null/run"), ["--output_dir /dev/null/run"]),
 ]
 
 
@@ -172,6 +188,17 @@ def test_bad_flag_is_refused_in_one_line_that_names_it(run_main, tiny_flags, tmp
     result = run_main(*tiny_flags, "--output_dir", tmp_path, *flags)
     assert_one_clear_line(result, *parts)
     assert not list(tmp_path.glob("checkpoint*"))
+
+
+def test_checkpoint_is_not_called_the_best_one_when_it_is_not(run_main, small_run):
+    flags = ("--eval", "--resume", small_run / "checkpoint-last.pth", "--test_weights", "best")
+    assert_one_clear_line(run_main(*flags), "--test_weights best", small_run / "checkpoint-last.pth")
+
+
+def test_flags_of_training_do_not_hinder_a_test(run_main, small_run, tmp_path):
+    flags = ("--eval", "--resume", small_run / "checkpoint-last.pth", "--output_dir", tmp_path)
+    result = run_main(*flags, "--mixup", "0.8", "--batch_size", 1, "--num_sample", 1)
+    assert result.code == 0, result.output
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")

@@ -174,7 +174,32 @@ def without_result_of_its_own(argv):
     return lambda rank: run.main([str(flag) for flag in argv])
 
 
-def test_error_of_one_process_ends_both_and_is_said_once(fork_ranks, tiny_flags, tmp_path):
+def test_wrong_flag_ends_both_processes_in_one_line_each(fork_ranks, tiny_flags, tmp_path):
+    def train(rank):
+        try:
+            run.main([str(flag) for flag in (*tiny_flags, "--output_dir", tmp_path, "--no_such_flag")])
+        except SystemExit as stop:
+            return stop.code
+
+    codes, outputs = fork_ranks(train)
+    assert codes == [2, 2]
+    assert "Traceback" not in "".join(outputs)
+
+
+def test_failure_of_the_main_process_alone_ends_the_other(fork_ranks, tiny_flags, tmp_path):
+    def train(rank):
+        def full_disk(path, data):
+            raise OSError(28, "No space left on device")
+
+        utils.write_json = full_disk
+        return run.main([str(flag) for flag in (*tiny_flags, *SHARED, *TWO, "--output_dir", tmp_path)])
+
+    codes, outputs = fork_ranks(train)
+    assert codes == [1, 1]
+    assert all("No space left on device" in output for output in outputs), outputs
+
+
+def test_error_of_one_process_ends_both(fork_ranks, tiny_flags, tmp_path):
     flags = [*tiny_flags, "--lh_data_path", "", "--output_dir", tmp_path]
     codes, outputs = fork_ranks(without_result_of_its_own(flags))
     assert codes == [1, 1]
@@ -286,6 +311,9 @@ def test_gradients_of_two_processes_are_those_of_one(fork_ranks, variant):
     expected = gradients_of(utils.Distributed(), slice(4))
     ranks, _ = fork_ranks(train)
     for gradients in ranks:
-        assert [name for name, grad in gradients.items() if grad is None] == ["lh_head.weight", "lh_head.bias"]
+        assert [name for name, grad in gradients.items() if grad is None] == [
+            "lh_head.weight",
+            "lh_head.bias",
+        ]
         for name, gradient in gradients.items():
             torch.testing.assert_close(gradient, expected[name], rtol=1e-4, atol=1e-6, msg=name)

@@ -278,7 +278,7 @@ def test_file_flags(run_main, tiny_flags, tmp_path):
         "--save_ckpt_freq",
         2,
         "--save_ckpt_steps",
-        2,
+        1,
         "--keep_ckpts",
         3,
         "--log_dir",
@@ -287,7 +287,7 @@ def test_file_flags(run_main, tiny_flags, tmp_path):
     result = run_main(*tiny_flags, *quick, *flags, "--start_epoch", 1, "--deterministic", "--remode", "const")
     assert result.code == 0, result.output
     names = {path.name[11:-4] for path in (tmp_path / "run").glob("checkpoint-*")}
-    assert names == {"last", "1", "2", "step-8", "step-10", "step-12"}
+    assert names == {"last", "1", "2", "step-9", "step-10", "step-11"}
     assert list((tmp_path / "events").iterdir())
     assert not (tmp_path / "run" / "tensorboard").exists()
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.txt").read_text().splitlines()]

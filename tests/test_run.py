@@ -2,13 +2,14 @@
 
 import csv
 import json
+import os
 import shutil
 
 import numpy as np
 import pytest
 import torch
 from conftest import CLASSES, MODEL_FLAGS, TRAIN_CLIPS, VAL_CLIPS, assert_equal_states, write_list
-from tensorboardX.proto.event_pb2 import Event
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 
 # Everything that draws or remembers: mixup, erasing, drop path, token masks, accumulation, EMA, workers.
 FULL = (
@@ -121,14 +122,32 @@ def test_training_accuracy_is_logged_where_labels_are_not_mixed(run_main, tiny_f
     assert 0 <= epochs_of(tmp_path)[0]["train_lh_top1"] <= 100
 
 
+def events_of(folder):
+    """[(step, tag)] of all event files, in the order in which they were written; purged ones left out."""
+    events = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:  # records: length (8), its check sum (4), event, check sum (4)
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            if event.session_log.status == SessionLog.START:  # TensorBoard forgets what is not before it
+                events = [(step, tag) for step, tag in events if step < event.step]
+            events += [(event.step, value.tag) for value in event.summary.value]
+            data = data[16 + size :]
+    return events
+
+
 def test_tensorboard_events_hold_the_training_loss(full_run):
-    (path,) = (full_run / "tensorboard").iterdir()
-    data, tags = path.read_bytes(), set()
-    while data:  # records: length (8), its check sum (4), event, check sum (4)
-        size = int.from_bytes(data[:8], "little")
-        tags |= {value.tag for value in Event.FromString(data[12 : 12 + size]).summary.value}
-        data = data[16 + size :]
+    tags = {tag for _, tag in events_of(full_run)}
     assert {"train/lh_loss", "train/lr", "val/rh_top1", "val_ema/lh_top1"} <= tags
+
+
+def test_tensorboard_has_each_step_once_after_a_resume(run_main, tiny_flags, full_run, tmp_path):
+    shutil.copyfile(full_run / "checkpoint-step-3.pth", tmp_path / "checkpoint-step-3.pth")
+    shutil.copytree(full_run / "tensorboard", tmp_path / "tensorboard")
+    assert run_main(*tiny_flags, *FULL, "--output_dir", tmp_path).code == 0
+    assert sorted(events_of(tmp_path)) == sorted(events_of(full_run))
+    assert len(set(events_of(tmp_path))) == len(events_of(tmp_path))
 
 
 def test_checkpoint_is_plain_and_knows_its_epoch(full_run):
@@ -241,7 +260,7 @@ def test_other_weights_are_tested_and_repeated_by_eval(run_main, tiny_flags, tmp
     assert metrics["weights"] == weights
     name = {"best": "checkpoint-best.pth", "ema": "checkpoint-last.pth"}[weights]
     flags = ("--resume", tmp_path / "run" / name, "--output_dir", tmp_path / "again")
-    result = run_main("--eval", *flags, "--test_weights", weights)
+    result = run_main("--eval", *flags)
     assert result.code == 0, result.output
     assert metrics_of(tmp_path / "again") == metrics
     if weights == "ema":
@@ -295,12 +314,38 @@ def test_finished_run_is_only_tested_again(run_main, tiny_flags, full_run, tmp_p
     assert epochs_of(tmp_path) == epochs_of(full_run)
 
 
-def test_best_score_is_remembered_over_a_resume(run_main, tiny_flags, full_run, tmp_path):
+@pytest.mark.parametrize("is_there", [True, False])
+def test_best_score_is_remembered_over_a_resume_with_its_file(
+    run_main, tiny_flags, full_run, tmp_path, is_there
+):
     checkpoint = load(full_run / "checkpoint-0.pth")
     checkpoint["alternating"]["best"] = {"best": 101.0, "best-lh": 101.0, "best-rh": 101.0}
     torch.save(checkpoint, tmp_path / "checkpoint-0.pth")
-    assert run_main(*tiny_flags, *FULL, "--output_dir", tmp_path).code == 0
-    assert not list(tmp_path.glob("checkpoint-best*"))
+    if is_there:
+        torch.save(checkpoint, tmp_path / "checkpoint-best.pth")
+    flags = (*FULL, "--test_weights", "best", "--output_dir", tmp_path)
+    result = run_main(*tiny_flags, *flags)
+    assert result.code == 0, result.output
+    best = load(tmp_path / "checkpoint-best.pth")["alternating"]["best"]
+    assert (best["best"] == 101.0) == is_there
+    assert best["best-lh"] <= 100 or is_there
+
+
+def test_run_with_another_batch_goes_on_after_the_epochs_made(run_main, tiny_flags, full_run, tmp_path):
+    shutil.copyfile(full_run / "checkpoint-0.pth", tmp_path / "checkpoint-0.pth")
+    flags = (*FULL, "--epochs", 3, "--batch_size", 4, "--output_dir", tmp_path)
+    result = run_main(*tiny_flags, *flags)
+    assert result.code == 0, result.output
+    assert "going on after 1 whole epochs" in result.output
+    assert [row["epoch"] for row in epochs_of(tmp_path)] == [1, 2]
+    assert load(tmp_path / "checkpoint-last.pth")["alternating"]["step"] == 6  # epochs of 2 steps
+
+
+def test_step_checkpoint_never_skips_an_epoch_s_validation(run_main, tiny_flags, tmp_path):
+    # Four steps an epoch: a file of step 4 would be written before epoch 0 is validated and logged.
+    assert run_main(*tiny_flags, "--save_ckpt_steps", 2, "--output_dir", tmp_path).code == 0
+    steps = sorted(path.name for path in tmp_path.glob("checkpoint-step-*"))
+    assert steps == ["checkpoint-step-2.pth", "checkpoint-step-6.pth"]
 
 
 def test_best_checkpoint_can_be_resumed(run_main, tiny_flags, full_run, tmp_path):
@@ -371,9 +416,21 @@ def test_unreadable_clips_are_reported_and_never_replaced_in_the_test(run_main, 
         assert (metrics["clips"], metrics["unreadable"]) == (clips, 1)
         assert metrics["top1_all"] == pytest.approx(metrics["top1"] * (clips - 1) / clips)
         assert "broken one" not in (tmp_path / "run" / f"0_{hand}.txt").read_text()
-    bad = (tmp_path / "run" / "bad_clips_lh.txt").read_text()
-    assert bad.startswith(f"{tmp_path / 'lh_v0' / 'broken one.mp4'}\t")
-    assert len(bad.splitlines()) == 1
+    for name in ("bad_clips_lh.txt", "unreadable_lh.txt"):
+        (line,) = (tmp_path / "run" / name).read_text().splitlines()
+        assert line.startswith(f"{tmp_path / 'lh_v0' / 'broken one.mp4'}\t")
+        assert "Invalid data" in line
+
+
+def test_clip_whose_name_is_no_unicode_is_tested(run_main, full_run, sample, tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    (tmp_path / name).symlink_to(sample.path("lh") / "videos" / "r00.mp4")
+    (tmp_path / "val_list_video.txt").write_bytes(b"caf\xe9.mp4 1\n")
+    flags = ("--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path / "out")
+    result = run_main("--eval", *flags, "--lh_data_path", tmp_path)
+    assert result.code == 0, result.output
+    assert metrics_of(tmp_path / "out")["lh"]["clips"] == 1
+    assert b"caf\xe9.mp4 [" in (tmp_path / "out" / "0_lh.txt").read_bytes()
 
 
 # ------------------------------------------------------------------------------------- learning

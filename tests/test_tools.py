@@ -56,7 +56,7 @@ def pretraining_run(tmp_path):
 def test_backbone_is_stored_as_finetune_takes_it(pretraining_run, tmp_path):
     model, data = pretraining_run
     output = tmp_path / "weights.pth"
-    flags = ["--checkpoint", str(tmp_path / "checkpoint-last.pth"), "--data", str(data)]
+    flags = ["--checkpoint", str(tmp_path / "checkpoint-last.pth"), "--data", str(data), "--commit", "abc"]
     assert store_backbone.main([*flags, "--output", str(output)]) == 0
 
     stored = torch.load(output, weights_only=True)
@@ -70,14 +70,19 @@ def test_backbone_is_stored_as_finetune_takes_it(pretraining_run, tmp_path):
     assert torch.equal(fresh.blocks[0].attn.qkv.weight, weight.half().float())
 
     card = json.loads(output.with_suffix(".json").read_text())
-    assert card["training_hours"] == 2.0 and card["steps"] == 12 and card["data"]["seed"] == 7
+    assert (
+        card["training_hours"] == 2.0
+        and card["steps"] == 12
+        and card["commit"] == "abc"
+        and card["data"]["seed"] == 7
+    )
     listed = (data / "lh_v0" / "train_list_video.txt").read_bytes()
     assert card["list_sha256"] == {"lh_v0/train_list_video.txt": hashlib.sha256(listed).hexdigest()}
 
 
 def test_backbone_of_a_missing_checkpoint_is_an_error(tmp_path, capsys):
-    flags = ["--checkpoint", str(tmp_path / "none.pth"), "--data", str(tmp_path), "--output", "x.pth"]
-    assert store_backbone.main(flags) == 1
+    flags = ["--checkpoint", str(tmp_path / "none.pth"), "--data", str(tmp_path), "--commit", "abc"]
+    assert store_backbone.main([*flags, "--output", "x.pth"]) == 1
     assert "none.pth" in capsys.readouterr().err
 
 

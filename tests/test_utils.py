@@ -13,7 +13,7 @@ import torch
 
 import utils
 from optim_factory import create_schedules
-from utils import UserError, cosine_scheduler, derive_seed, read_checkpoint, resume_candidates
+from utils import UserError, cosine_scheduler, derive_seed, read_checkpoint
 
 GOLDEN = json.loads((Path(__file__).parent / "golden" / "schedules.json").read_text())
 CRASHED = [name for name, case in GOLDEN.items() if "crash" in case]
@@ -320,39 +320,85 @@ def test_missing_file_is_named(tmp_path):
         read_checkpoint(tmp_path / "gone.pth")
 
 
-def touch(folder, **times):
-    for name, time in times.items():
-        path = folder / f"checkpoint-{name.replace('_', '-')}.pth"
+@pytest.mark.parametrize("links", [True, False])
+def test_second_name_of_a_checkpoint_survives_a_new_first_one(tmp_path, monkeypatch, links):
+    def no_links(self, target):
+        raise OSError("this file system has no links")
+
+    if not links:
+        monkeypatch.setattr(Path, "hardlink_to", no_links)
+    first, second = tmp_path / "checkpoint-last.pth", tmp_path / "checkpoint-0.pth"
+    second.write_text("old")
+    utils.save_checkpoint(first, {"epoch": 0})
+    utils.copy_checkpoint(first, second)
+    utils.save_checkpoint(first, {"epoch": 1})
+    assert [read_checkpoint(path)["epoch"] for path in (first, second)] == [1, 0]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint-0.pth", "checkpoint-last.pth"]
+
+
+def test_step_checkpoints_that_were_written_first_are_pruned(tmp_path):
+    # Of a run that started anew in a folder with files of an earlier one, whose numbers are higher.
+    written = ["step-9", "step-10", "0", "last", "best", "step-2", "step-4"]
+    for time, name in enumerate(written):
+        path = tmp_path / f"checkpoint-{name}.pth"
         path.touch()
         os.utime(path, ns=(time, time))
-
-
-def test_newest_resumable_checkpoint_comes_first(tmp_path):
-    assert resume_candidates(tmp_path) == []
-    touch(tmp_path, last=300, step_9=200, step_10=400, best=900, best_lh=901, **{"0": 100, "10": 290})
-    (tmp_path / "checkpoint-x1.pth").touch()
-    (tmp_path / ".checkpoint-11.pth.half").touch()
-    names = [path.name for path in resume_candidates(tmp_path)]
-    assert names == [f"checkpoint-{name}.pth" for name in ("step-10", "last", "10", "step-9", "0")]
-
-
-def test_old_step_checkpoints_alone_are_pruned(tmp_path):
-    touch(tmp_path, step_2=5, step_10=4, step_9=3, last=2, best=1, **{"0": 1})
     utils.prune_step_checkpoints(tmp_path, 2)
     left = {path.name[11:-4] for path in tmp_path.iterdir()}
-    assert left == {"step-9", "step-10", "last", "best", "0"}
+    assert left == {"0", "last", "best", "step-2", "step-4"}
     utils.prune_step_checkpoints(tmp_path, 2)
     assert len(list(tmp_path.iterdir())) == 5
 
 
-def test_checkpoint_to_evaluate(tmp_path):
-    def find(**flags):
-        flags = {"resume": "", "output_dir": str(tmp_path), "test_weights": "last", **flags}
-        return utils.checkpoint_to_evaluate(argparse.Namespace(**flags))
+class Gpus:
+    """Stands in for `torch.cuda` on a node with GPUs; moving to one needs its index."""
 
-    assert find(resume="x.pth") == Path("x.pth")
-    with pytest.raises(UserError, match=rf"no checkpoint to evaluate in {tmp_path}"):
-        find()
-    touch(tmp_path, last=3, best=5, **{"0": 1})
-    assert find().name == "checkpoint-last.pth"
-    assert find(test_weights="best").name == "checkpoint-best.pth"
+    def __init__(self, count):
+        self.count, self.chosen = count, []
+
+    def install(self, monkeypatch):
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: self.count > 0)
+        monkeypatch.setattr(torch.cuda, "device_count", lambda: self.count)
+        monkeypatch.setattr(torch.cuda, "set_device", self.chosen.append)
+
+
+@pytest.mark.parametrize(
+    ("device", "gpus", "local_rank", "expected"),
+    [
+        ("auto", 1, 0, "cuda:0"),
+        ("cuda", 1, 0, "cuda:0"),
+        ("auto", 8, 0, "cuda:0"),
+        ("auto", 8, 5, "cuda:5"),
+        ("cuda", 1, 5, "cuda:0"),  # a scheduler shows each process its own GPU alone
+        ("cuda:3", 8, 5, "cuda:3"),
+        ("auto", 0, 0, "cpu"),
+        ("cpu", 8, 5, "cpu"),
+    ],
+)
+def test_each_process_takes_its_gpu(monkeypatch, device, gpus, local_rank, expected):
+    node = Gpus(gpus)
+    node.install(monkeypatch)
+    expected = torch.device(expected)
+    assert utils._choose_device(device, local_rank) == expected
+    # `torch.cuda.set_device` refuses a device without an index.
+    assert node.chosen == [expected] * (expected.type == "cuda")
+
+
+@pytest.mark.parametrize(("device", "local_rank"), [("cuda:8", 0), ("auto", 8), ("foo", 0), ("cuda0", 0)])
+def test_device_that_is_not_there_is_an_error(monkeypatch, device, local_rank):
+    Gpus(8).install(monkeypatch)
+    with pytest.raises(UserError, match="--device"):
+        utils._choose_device(device, local_rank)
+
+
+def test_names_that_are_no_unicode_are_written_as_they_are(tmp_path):
+    name = os.fsdecode(b"caf\xe9.mp4")
+    utils.write_text(tmp_path / "list.txt", name)
+    assert (tmp_path / "list.txt").read_bytes() == b"caf\xe9.mp4"
+
+
+def test_log_is_json_where_a_figure_is_not_finite(tmp_path):
+    utils.EpochLog(tmp_path / "log.txt").append({"epoch": 0, "grad_norm": float("inf"), "loss": 0.5})
+    text = (tmp_path / "log.txt").read_text()
+    row = json.loads(text, parse_constant=lambda name: pytest.fail(f"{name} is no JSON"))
+    assert row == {"epoch": 0, "grad_norm": None, "loss": 0.5}

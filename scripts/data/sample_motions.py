@@ -167,9 +167,9 @@ def draw_slide(stage: Stage, layout: Layout, progress: float, shift: np.ndarray)
 
 def draw_tilt(stage: Stage, layout: Layout, progress: float, shift: np.ndarray) -> None:
     """Draws a part on a stick in a stand that leans over from the left to the right."""
-    foot = np.array([0.24 + layout.spot[0], 0.8 + layout.spot[1]])
-    angle = -52.0 + 104.0 * progress
-    centre = foot + _around(stage, angle - 90.0, (0.28, 0.28)) * layout.scale + shift
+    foot = np.array([0.26 + layout.spot[0], 0.8 + layout.spot[1]])
+    angle = -46.0 + 92.0 * progress
+    centre = foot + _around(stage, angle - 90.0, (0.27, 0.27)) * layout.scale + shift
     grip = (float(centre[0] + 0.05), float(centre[1] + 0.05))
     stage.shadow((foot[0], foot[1] + 0.1), (0.17, 0.04), 0.4)
     layout.hand.draw_behind(stage, grip)

@@ -16,7 +16,7 @@ cd "${SLURM_SUBMIT_DIR:-$(dirname "$0")/../..}"
 DATA="${DATA:-data/havid}"
 WEIGHTS="${WEIGHTS:-weights/vit_b_k710_dl_from_giant.pth}"
 OUTPUT="${OUTPUT:-output/havid_slurm}"
-PYTHON="${PYTHON:-python}"
+PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 srun --kill-on-bad-exit=1 "$PYTHON" run_alternating_hand_finetuning.py \

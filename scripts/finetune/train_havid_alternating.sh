@@ -10,7 +10,7 @@ DATA="${DATA:-data/havid}"                               # holds lh_v0/ and rh_v
 WEIGHTS="${WEIGHTS:-weights/vit_b_k710_dl_from_giant.pth}"
 OUTPUT="${OUTPUT:-output/havid_alternating}"
 GPUS="${GPUS:-1}"
-PYTHON="${PYTHON:-python}"
+PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \

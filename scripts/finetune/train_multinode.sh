@@ -13,7 +13,7 @@ NODES="${NODES:-2}"
 GPUS="${GPUS:-8}"                                        # of each node
 MASTER="${MASTER:?set MASTER=host:port of one of the nodes}"
 JOB="${JOB:-adh}"                                        # the same on all nodes
-PYTHON="${PYTHON:-python}"
+PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$PYTHON" -m torch.distributed.run --nnodes "$NODES" --nproc_per_node "$GPUS" \

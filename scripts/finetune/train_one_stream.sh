@@ -8,7 +8,7 @@ DATA="${DATA:-data/havid/lh_v0}"                         # holds train_list_vide
 WEIGHTS="${WEIGHTS:-weights/vit_b_k710_dl_from_giant.pth}"
 OUTPUT="${OUTPUT:-output/one_stream}"
 GPUS="${GPUS:-1}"
-PYTHON="${PYTHON:-python}"
+PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 
 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \

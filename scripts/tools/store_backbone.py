@@ -1,6 +1,7 @@
 """Stores a checkpoint's backbone as a small file of pretrained weights, with a card of its making.
 
-    python -m scripts.tools.store_backbone --checkpoint RUN/checkpoint-last.pth --data DIR --output FILE.pth
+    python -m scripts.tools.store_backbone --checkpoint RUN/checkpoint-last.pth --data DIR \\
+        --commit $(git rev-parse HEAD) --output FILE.pth
 
 The file has the form of the published K710 weights, a dict with `module`, in half precision and
 without heads; `--finetune` takes it. The card, FILE.json, says how the weights were made.
@@ -12,7 +13,6 @@ import argparse
 import hashlib
 import json
 import platform
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,14 +51,13 @@ def describe_machine() -> str:
     return f"{processor}, {len(models)} cores, torch {torch.__version__}"
 
 
-def make_card(checkpoint: dict[str, Any], run: Path, data: Path) -> dict[str, Any]:
+def make_card(checkpoint: dict[str, Any], run: Path, data: Path, commit: str) -> dict[str, Any]:
     """What someone needs to know of the weights, and to make them again."""
     sample = json.loads((data / "sample.json").read_text())
     metrics = json.loads((run / "metrics.json").read_text())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], capture_output=True, text=True, check=False)
     return {
         "command": "bash scripts/pretrain_sample_weights.sh",
-        "commit": commit.stdout.strip(),
+        "commit": commit,
         "data": sample,
         "list_sha256": hash_lists(data),
         "arguments": {k: v for k, v in checkpoint["args"].items() if not str(v).startswith("/")},
@@ -74,11 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.store_backbone", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="checkpoint of the pretraining run")
     parser.add_argument("--data", required=True, type=Path, help="generated set that it was trained on")
+    parser.add_argument("--commit", required=True, help="commit of this project that it was trained with")
     parser.add_argument("--output", required=True, type=Path, help="file of weights to write")
     args = parser.parse_args(argv)
     try:
         checkpoint = read_checkpoint(args.checkpoint, "--checkpoint")
-        card = make_card(checkpoint, Path(args.checkpoint).parent, args.data)
+        card = make_card(checkpoint, Path(args.checkpoint).parent, args.data, args.commit)
     except (UserError, OSError, KeyError) as error:
         sys.stderr.write(f"store_backbone: {error}\n")
         return 1
