@@ -38,6 +38,22 @@ def test_untested_folder_is_said_in_one_line(tmp_path, capsys):
     assert str(tmp_path / "metrics.json") in error and error.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("left", "right", "problem"),
+    [
+        (80.0, 75.0, None),
+        (80.0, 74.9, "right hand: top-1 74.90%"),
+        (75.0, 89.0, "under 0.85 of the right"),
+    ],
+)
+def test_required_accuracy_is_that_of_the_worse_hand(tmp_path, capsys, left, right, problem):
+    hands = {"lh": {**ROW, "top1": left}, "rh": {**ROW, "top1": right}}
+    (tmp_path / "metrics.json").write_text(json.dumps({**hands, "weights": "last"}))
+    assert show_metrics.main([str(tmp_path), "--require", "75"]) == (problem is not None)
+    assert (problem or "") in capsys.readouterr().err
+    assert show_metrics.main([str(tmp_path)]) == 0
+
+
 @pytest.fixture
 def pretraining_run(tmp_path):
     """A run's folder and its generated data, as the pretraining script leaves them."""
@@ -116,3 +132,10 @@ def test_benchmark_of_the_model_reports_both_attentions(tmp_path, capsys):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures) == {"unfused attention", "fused attention"}
     assert "fused attention" in capsys.readouterr().out
+
+
+def test_benchmark_of_the_heads_runs_two_processes(tmp_path):
+    flags = ["--model", "vit_tiny_patch16_224_alternating", "--depth", "1", "--input_size", "32"]
+    assert benchmark.main(["heads", *flags, "--repeats", "2", "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert set(figures) == {"find_unused_parameters", "heads apart"}

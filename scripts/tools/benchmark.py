@@ -1,6 +1,7 @@
 """Measures the speed of this project's parts; every figure in the docs comes from here.
 
-    python -m scripts.tools.benchmark model [--json FILE]
+    python -m scripts.tools.benchmark model [--json FILE]     fused attention
+    python -m scripts.tools.benchmark heads [--json FILE]     a resting head under two processes
 
 What is compared runs in one process, in turns, so that a busy machine slows both alike; medians over
 `--repeats` turns are shown. Pin it to one core (`taskset -c 0`) for figures that can be compared.
@@ -9,9 +10,12 @@ What is compared runs in one process, in turns, so that a busy machine slows bot
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +25,10 @@ import torch
 from rich.console import Console
 from rich.table import Table
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.parallel import DistributedDataParallel
 
 import models  # noqa: F401 - registers the models with timm
-from utils import write_json
+from utils import Distributed, average_gradients, leave_process_group, wrap_distributed, write_json
 
 
 def measure_in_turns(runs: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, list[float]]:
@@ -87,16 +92,68 @@ def benchmark_model(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return summary
 
 
+def benchmark_heads(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """A training step of two gloo processes, one of whose heads rests, by what keeps that head still."""
+    with tempfile.TemporaryDirectory() as folder:
+        torch.multiprocessing.spawn(_measure_heads, (args, Path(folder)), nprocs=2)
+        seconds = json.loads((Path(folder) / "seconds.json").read_text())
+    summary = summarize(seconds, "find_unused_parameters")
+    size = f"{args.batch_size} clips of 16x{args.input_size}x{args.input_size}"
+    title = f"{args.model}, {args.depth} blocks, {size} a process, two gloo processes"
+    print_summary(f"{title}, forward, backward and averaging, fp32", summary)
+    return summary
+
+
+def _measure_heads(rank: int, args: argparse.Namespace, folder: Path) -> None:
+    torch.set_num_threads(1)
+    meeting = f"file://{folder}/meeting"
+    torch.distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=2)
+    torch.manual_seed(0)
+    clips = torch.randn(args.batch_size, 3, 16, args.input_size, args.input_size)
+    labels = torch.randint(0, 75, (args.batch_size,))
+
+    def stepper(wrap: Callable[[torch.nn.Module], torch.nn.Module], apart: bool) -> Callable[[], None]:
+        sizes = {"img_size": args.input_size, "lh_num_classes": 75, "rh_num_classes": 75}
+        model = timm.create_model(args.model, depth=args.depth, **sizes)
+        wrapped = wrap(model)
+
+        def step() -> None:
+            torch.nn.functional.cross_entropy(wrapped(clips, "lh"), labels).backward()
+            if apart:
+                average_gradients(model.get_classifier("lh").parameters())
+            assert all(parameter.grad is None for parameter in model.get_classifier("rh").parameters())
+            model.zero_grad()
+
+        return step
+
+    def with_heads_apart(model: torch.nn.Module) -> torch.nn.Module:
+        return wrap_distributed(model, Distributed(rank, 2), model.get_classifier())
+
+    runs = {
+        "find_unused_parameters": stepper(
+            partial(DistributedDataParallel, find_unused_parameters=True), apart=False
+        ),
+        "heads apart": stepper(with_heads_apart, apart=True),
+    }
+    seconds = measure_in_turns(runs, args.repeats)
+    if rank == 0:
+        write_json(folder / "seconds.json", seconds)
+    leave_process_group()
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.benchmark", description=__doc__)
     commands = parser.add_subparsers(dest="command", required=True)
     model = commands.add_parser("model", help="forward and backward, unfused against fused attention")
-    model.add_argument("--model", default="vit_base_patch16_224_alternating", help="registered model")
-    model.add_argument("--depth", type=int, default=4, help="blocks")
-    model.add_argument("--batch_size", type=int, default=1, help="clips")
     model.set_defaults(run=benchmark_model)
-    for command in (model,):
+    heads = commands.add_parser("heads", help="a step of two processes, by what keeps the resting head still")
+    heads.add_argument("--input_size", type=int, default=224, help="height and width of a clip, pixels")
+    heads.set_defaults(run=benchmark_heads)
+    for command in (model, heads):
+        command.add_argument("--model", default="vit_base_patch16_224_alternating", help="registered model")
+        command.add_argument("--depth", type=int, default=4, help="blocks")
+        command.add_argument("--batch_size", type=int, default=1, help="clips")
         command.add_argument("--repeats", type=int, default=5, help="turns that count")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)

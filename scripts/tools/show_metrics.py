@@ -1,6 +1,6 @@
-"""Prints a run's final accuracy as a table, from its `metrics.json`.
+"""Prints a run's final accuracy as a table, from its `metrics.json`, and checks it if asked to.
 
-python -m scripts.tools.show_metrics OUTPUT_DIR
+python -m scripts.tools.show_metrics OUTPUT_DIR [--require TOP1]
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from rich.table import Table
 
 COLUMNS = {"top1": "top-1 %", "top5": "top-5 %", "mean_class_acc": "class mean %"}
 NAMES = {"lh": "left hand", "rh": "right hand"}
+LEAST_BALANCE = 0.85  # of the worse hand's top-1 over the better one's
 
 
 def metrics_table(metrics: dict) -> Table:
@@ -32,16 +33,39 @@ def metrics_table(metrics: dict) -> Table:
     return table
 
 
+def shortcoming(metrics: dict, required: float) -> str | None:
+    """What keeps the hands from being good alike, in one line, or None.
+
+    Args:
+        metrics: what `metrics.json` holds.
+        required: least top-1 accuracy of each hand, percent.
+    """
+    top1 = {name: metrics[hand]["top1"] for hand, name in NAMES.items() if hand in metrics}
+    worst, best = min(top1, key=top1.get), max(top1, key=top1.get)
+    if top1[worst] < required:
+        return f"{worst}: top-1 {top1[worst]:.2f}% is less than the required {required:g}%"
+    if top1[worst] < LEAST_BALANCE * top1[best]:
+        return f"{worst}: top-1 {top1[worst]:.2f}% is under {LEAST_BALANCE} of the {best}'s {top1[best]:.2f}%"
+    return None
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.show_metrics", description=__doc__)
     parser.add_argument("output_dir", type=Path, help="folder of a run that was tested")
-    path = parser.parse_args(argv).output_dir / "metrics.json"
+    parser.add_argument("--require", type=float, metavar="TOP1", help="fail if a hand's top-1 is lower, "
+        f"percent, or under {LEAST_BALANCE} of the other's")  # fmt: skip
+    args = parser.parse_args(argv)
+    path = args.output_dir / "metrics.json"
     if not path.is_file():
         sys.stderr.write(f"show_metrics: {path}: there is no such file; was the run tested?\n")
         return 1
-    Console().print(metrics_table(json.loads(path.read_text())))
-    return 0
+    metrics = json.loads(path.read_text())
+    Console().print(metrics_table(metrics))
+    problem = None if args.require is None else shortcoming(metrics, args.require)
+    if problem:
+        sys.stderr.write(f"show_metrics: {problem}\n")
+    return 1 if problem else 0
 
 
 if __name__ == "__main__":
