@@ -15,22 +15,29 @@ wanted_stamp() {
     (cd "$ROOT" && cat requirements.txt requirements-dev.txt requirements-lock.txt && echo "${UNLOCKED:-0}") | sha256sum
 }
 
-find_uv() {
-    command -v uv && return
-    python3 -m uv --version >/dev/null 2>&1 || python3 -m pip install --quiet --user uv >&2 \
-        || python3 -m pip install --quiet uv >&2 \
-        || { echo "env.sh: uv could not be installed; install it, or set PYTHON to an environment with requirements.txt" >&2; exit 1; }
-    python3 -c 'import uv; print(uv.find_uv_bin())'
+# Makes an empty environment and names a uv in $UV: the machine's, or one that pip installs inside it (a
+# system's Python may be closed to pip).
+make_venv() {
+    local base="${BASE_PYTHON:-python3}"
+    rm -rf "$VENV"
+    if UV="$(command -v uv)"; then
+        "$UV" venv --quiet --python "$base" "$VENV" >&2
+    else
+        UV="$VENV/bin/uv"
+        "$base" -m venv "$VENV" >&2 && "$VENV/bin/python" -m pip install --quiet uv >&2 || {
+            echo "env.sh: $base cannot make an environment with uv: install uv (or python3-venv)," \
+                "or set PYTHON to an environment with requirements.txt" >&2
+            exit 1
+        }
+    fi
 }
 
 build_venv() {
-    local uv lock=(--constraint "$ROOT/requirements-lock.txt")
-    [ "${UNLOCKED:-0}" = 1 ] && lock=()
     echo "env.sh: building $VENV (about 5 GB with the CUDA packages)" >&2
-    uv="$(find_uv)"
-    rm -rf "$VENV"
-    "$uv" venv --quiet --python "${BASE_PYTHON:-python3}" "$VENV" >&2
-    "$uv" pip install --quiet --python "$VENV/bin/python" "${lock[@]}" \
+    make_venv
+    local pins="$ROOT/requirements-lock.txt"
+    [ "${UNLOCKED:-0}" = 1 ] && pins=/dev/null
+    "$UV" pip install --quiet --python "$VENV/bin/python" --constraint "$pins" \
         -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt" >&2
     wanted_stamp >"$STAMP"
 }

@@ -8,9 +8,9 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 source scripts/env.sh
 
-selection=(-m "not slow")
+selection="not slow"
 if [ "${1:-}" = --all ]; then
-    selection=()
+    selection=""
     shift
 fi
-exec "$PYTHON" -m pytest "${selection[@]}" "$@"
+exec "$PYTHON" -m pytest -m "$selection" "$@"

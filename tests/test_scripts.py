@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -129,6 +130,65 @@ def test_slurm_job_asks_for_a_gpu_a_task_and_requeueing():
     header = (FINETUNE / "slurm_havid_alternating.sh").read_text()
     assert "#SBATCH --gpus-per-task=1" in header
     assert "#SBATCH --requeue" in header
+
+
+@pytest.mark.parametrize("script", sorted(FINETUNE.glob("*.sh")), ids=lambda path: path.name)
+def test_script_takes_the_environment_that_the_project_built(script, tmp_path):
+    # A checkout whose environment is a stub; no `python` is on the path.
+    shutil.copytree(FINETUNE, tmp_path / "scripts" / "finetune")
+    python = tmp_path / ".venv" / "bin" / "python"
+    python.parent.mkdir(parents=True)
+    python.write_text('#!/bin/bash\necho "stub $@"\n')
+    python.chmod(0o755)
+    srun = tmp_path / "bin" / "srun"
+    srun.parent.mkdir()
+    srun.write_text('#!/bin/bash\nshift\n"$@"\n')
+    srun.chmod(0o755)
+    for name in ("bash", "dirname", "ls", "realpath"):
+        (srun.parent / name).symlink_to(shutil.which(name))
+    environment = {"PATH": str(srun.parent), "MASTER": "localhost:0"}
+    command = ["bash", str(tmp_path / "scripts" / "finetune" / script.name), "x.pth"]
+    done = subprocess.run(command, env=environment, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("stub ") and "run_alternating_hand_finetuning.py" in done.stdout
+
+
+@pytest.mark.skipif(shutil.which("pip") is None, reason="needs pip and its registry")
+@pytest.mark.slow
+def test_environment_is_built_by_a_python_that_is_closed_to_pip(tmp_path):
+    for name in ("requirements.txt", "requirements-dev.txt", "requirements-lock.txt"):
+        (tmp_path / name).write_text("packaging\n" if name == "requirements.txt" else "")
+    (tmp_path / "scripts").mkdir()
+    shutil.copyfile(ROOT / "scripts" / "env.sh", tmp_path / "scripts" / "env.sh")
+    tools = tmp_path / "bin"
+    tools.mkdir()
+    for name in ("bash", "dirname", "cat", "sha256sum", "rm", "uname"):
+        (tools / name).symlink_to(shutil.which(name))
+    (tools / "python3").symlink_to(sys.executable)
+    environment = {**os.environ, "PATH": str(tools), "PIP_REQUIRE_VIRTUALENV": "1"}
+    environment.pop("PYTHON", None)
+    built = subprocess.run(
+        ["bash", str(tmp_path / "scripts" / "env.sh")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert built.returncode == 0, built.stderr
+    assert "building" in built.stderr
+    stamp = tmp_path / ".venv" / ".requirements.sha256"
+    before = stamp.stat().st_mtime_ns
+    again = subprocess.run(
+        ["bash", str(tmp_path / "scripts" / "env.sh")],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert again.returncode == 0 and not again.stderr
+    assert stamp.stat().st_mtime_ns == before
+    (python,) = (tmp_path / ".venv" / "bin").glob("python3")
+    subprocess.run([str(python), "-c", "import packaging"], check=True)
 
 
 def test_own_python_that_lacks_packages_is_refused_by_name(tmp_path):

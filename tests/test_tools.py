@@ -40,11 +40,7 @@ def test_untested_folder_is_said_in_one_line(tmp_path, capsys):
 
 @pytest.mark.parametrize(
     ("left", "right", "problem"),
-    [
-        (80.0, 75.0, None),
-        (80.0, 74.9, "right hand: top-1 74.90%"),
-        (75.0, 89.0, "under 0.85 of the right"),
-    ],
+    [(80.0, 75.0, None), (80.0, 74.9, "right hand: top-1 74.90%"), (75.0, 89.0, "under 0.85 of the right")],
 )
 def test_required_accuracy_is_that_of_the_worse_hand(tmp_path, capsys, left, right, problem):
     hands = {"lh": {**ROW, "top1": left}, "rh": {**ROW, "top1": right}}
@@ -132,6 +128,13 @@ def test_benchmark_of_the_model_reports_both_attentions(tmp_path, capsys):
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures) == {"unfused attention", "fused attention"}
     assert "fused attention" in capsys.readouterr().out
+
+
+def test_benchmark_of_the_depth_reports_each(tmp_path):
+    flags = ["--depths", "1", "2", "--repeats", "1", "--json", str(tmp_path / "figures.json")]
+    assert benchmark.main(["depth", *flags]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["1 blocks", "2 blocks"] and figures["2 blocks"]["speed"] == 1
 
 
 def test_benchmark_of_the_heads_runs_two_processes(tmp_path):

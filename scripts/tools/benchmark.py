@@ -2,6 +2,7 @@
 
     python -m scripts.tools.benchmark model [--json FILE]     fused attention
     python -m scripts.tools.benchmark heads [--json FILE]     a resting head under two processes
+    python -m scripts.tools.benchmark depth [--json FILE]     the tiny model, by its depth
 
 What is compared runs in one process, in turns, so that a busy machine slows both alike; medians over
 `--repeats` turns are shown. Pin it to one core (`taskset -c 0`) for figures that can be compared.
@@ -92,6 +93,28 @@ def benchmark_model(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     return summary
 
 
+def benchmark_depth(args: argparse.Namespace) -> dict[str, dict[str, float]]:
+    """Forward and backward of a quickstart's batch with models of several depths."""
+    torch.manual_seed(0)
+    clips, labels = torch.randn(32, 3, 4, 64, 64), torch.randint(0, 8, (32,))
+
+    def stepper(depth: int) -> Callable[[], None]:
+        name = "vit_tiny_patch16_224_alternating"
+        model = timm.create_model(name, depth=depth, img_size=64, all_frames=4)
+
+        def step() -> None:
+            torch.nn.functional.cross_entropy(model(clips, "lh"), labels).backward()
+            model.zero_grad()
+
+        return step
+
+    runs = {f"{depth} blocks": stepper(depth) for depth in args.depths}
+    summary = summarize(measure_in_turns(runs, args.repeats), f"{max(args.depths)} blocks")
+    title = "the tiny model, 32 clips of 4x64x64, forward and backward"
+    print_summary(f"{title}, {torch.get_num_threads()} thread(s), fp32", summary)
+    return summary
+
+
 def benchmark_heads(args: argparse.Namespace) -> dict[str, dict[str, float]]:
     """A training step of two gloo processes, one of whose heads rests, by what keeps that head still."""
     with tempfile.TemporaryDirectory() as folder:
@@ -154,6 +177,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         command.add_argument("--model", default="vit_base_patch16_224_alternating", help="registered model")
         command.add_argument("--depth", type=int, default=4, help="blocks")
         command.add_argument("--batch_size", type=int, default=1, help="clips")
+    depth = commands.add_parser("depth", help="the tiny model at the quickstart's size, by its depth")
+    depth.add_argument("--depths", type=int, nargs="+", default=[3, 6, 12], help="blocks")
+    depth.set_defaults(run=benchmark_depth)
+    for command in (model, heads, depth):
         command.add_argument("--repeats", type=int, default=5, help="turns that count")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
