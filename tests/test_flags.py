@@ -3,6 +3,7 @@
 import argparse
 import json
 import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -318,3 +319,31 @@ def test_pinned_memory_is_for_gpus(parsed):
     cases = ((on, gpu), (off, gpu), (on, cpu))
     pins = [run.Evaluator(args, dist, {}, None, None).pins for args, dist in cases]
     assert pins == [True, False, False]
+
+
+def test_deterministic_asks_for_repeatable_kernels(run_main, tiny_flags, tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(utils, "seed_global_generators", lambda seed: asked.append(state()))
+    state = torch.are_deterministic_algorithms_enabled
+    quick = ("--epochs", 1, "--warmup_epochs", 0, "--batch_size", 4, "--disable_eval_during_finetuning")
+    for flags in ((), ("--deterministic",)):
+        assert run_main(*tiny_flags, *quick, *flags, "--no_save_ckpt", "--output_dir", tmp_path).code == 0
+    assert asked == [False, True]
+
+
+def test_flags_of_the_process_group_reach_it(monkeypatch):
+    seen = []
+    monkeypatch.setattr(utils, "init_distributed_mode", lambda *given: seen.append(given))
+    monkeypatch.setattr(run, "run", lambda argv, dist: None)
+    flags = ("--device", "cpu", "--dist_url", "tcp://node0:1", "--world_size", "2", "--dist_timeout", "7")
+    assert run.main([*flags, "--dist_on_itp"]) == 0
+    assert seen == [("cpu", "tcp://node0:1", True, 2, 7.0)]
+
+
+def test_every_flag_that_acts_is_in_a_test():
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*.py"))
+    flags = {flag for action in run.get_parser()._actions for flag in action.option_strings}
+    hands = {f"--{hand}_{name}" for hand in CLASSES for name in ("data_path", "data_root", "num_classes")}
+    silent = {f"--{name}" for name in run.NO_EFFECT} | {"-h", "--help"}
+    silent |= {flag.replace("--no_", "--") for flag in flags if flag.startswith("--no_")}  # defaults
+    assert not {flag for flag in flags - hands - silent if f'"{flag}"' not in tests}

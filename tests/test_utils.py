@@ -170,6 +170,19 @@ def test_plain_python_is_one_process(monkeypatch):
     assert utils.broadcast_object("x") == "x"
 
 
+def test_process_group_is_joined_as_the_flags_say(monkeypatch):
+    joined = {}
+    monkeypatch.setattr(utils.dist, "init_process_group", lambda backend, **options: joined.update(options))
+    for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    place = utils.init_distributed_mode("cpu", "tcp://node0:1234", world_size=2, timeout_minutes=7)
+    assert (place.rank, place.world_size) == (1, 2)
+    assert joined["init_method"] == "tcp://node0:1234"
+    assert joined["timeout"].total_seconds() == 7 * 60
+    with pytest.raises(UserError, match="--world_size 3: the launcher started 2"):
+        utils.init_distributed_mode("cpu", "tcp://node0:1234", world_size=3)
+
+
 def test_precision_by_name():
     cpu = torch.device("cpu")
     names = {"auto": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
