@@ -431,11 +431,11 @@ class Training:
         trainer, progress = self._trainer(), self.state.progress
         first_epoch = progress.step // self.recipe.steps_per_epoch
         epoch_log = utils.EpochLog(self.output_dir / "log.txt", first_epoch)
+        save_step = functools.partial(self._save_step, trainer)
         for epoch in range(first_epoch, self.args.epochs):
             # Sums are added up over ranks when they are read, so one rank takes the saved ones.
             sums = progress.epoch_sums if self.dist.is_main else None
             meters = HandMeters(tuple(self.datasets), self.dist.device, sums)
-            save_step = functools.partial(self._save_step, trainer)
             stats = train_one_epoch_alternating(
                 trainer, epoch, progress.step, meters, self._record, save_step
             )

@@ -45,7 +45,7 @@ class Parser(argparse.ArgumentParser):
     """An argument parser whose errors are one line and whose help says defaults that are values."""
 
     def __init__(self, **options: Any):
-        super().__init__(formatter_class=_HelpFormatter, **options)
+        super().__init__(usage="%(prog)s [flags]", formatter_class=_HelpFormatter, **options)
 
     def error(self, message: str) -> NoReturn:
         """Ends the program."""
