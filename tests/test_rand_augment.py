@@ -7,6 +7,7 @@ import cv2
 import numpy as np
 import pytest
 from PIL import Image
+from timm.data import auto_augment
 from timm.data.auto_augment import rand_augment_transform
 
 from dataset.rand_augment import ClipRandAugment, seeded_globals
@@ -41,6 +42,25 @@ def test_each_frame_is_what_timm_makes_of_it(frames, interpolation):
     for seed in range(12):
         expected = [timm_on_one(frame, seed, interpolation) for frame in frames]
         assert np.array_equal(augment(frames, seed), np.stack(expected)), seed
+
+
+def test_every_operation_alone_is_timms_on_each_frame(frames, monkeypatch):
+    one = "rand-m7-n1-p1.0-mstd0.5-inc1"
+    augment, used = ClipRandAugment(one, 224, "bicubic"), []
+    operation = auto_augment.AugmentOp.__call__
+    monkeypatch.setattr(
+        auto_augment.AugmentOp, "__call__", lambda op, image: (used.append(op.name), operation(op, image))[1]
+    )
+    seen = set()
+    for seed in range(120):
+        used.clear()
+        ours = augment(frames[:2], seed)
+        assert len(used) == 2 and used[0] == used[1], seed  # one operation, the same for both frames
+        if used[0] not in seen:
+            seen.add(used[0])
+            expected = [timm_on_one(frame, seed, "bicubic", one) for frame in frames[:2]]
+            assert np.array_equal(ours, np.stack(expected)), used[0]
+    assert seen == set(auto_augment._RAND_INCREASING_TRANSFORMS)
 
 
 def test_interpolations_differ(frames):

@@ -33,8 +33,8 @@ def timm_boxes(n, height, width):
 
 @pytest.mark.parametrize(("height", "width"), [(112, 112), (80, 160)])
 def test_boxes_have_timms_distribution(height, width):
-    ours = draws(2500, height=height, width=width)[:, 0].astype(float)
-    theirs = timm_boxes(2500, height, width).astype(float)
+    ours = draws(10_000, height=height, width=width)[:, 0].astype(float)
+    theirs = timm_boxes(10_000, height, width).astype(float)
     features = {
         "area": lambda b: b[:, 2] * b[:, 3],
         "aspect": lambda b: b[:, 2] / b[:, 3],

@@ -1,5 +1,6 @@
 """The command line end to end: training, files, resuming, evaluating, learning; in this process."""
 
+import argparse
 import csv
 import json
 import os
@@ -365,17 +366,44 @@ def test_no_auto_resume_starts_anew(run_main, tiny_flags, full_run, tmp_path):
     assert_same_run(full_run, tmp_path)
 
 
+def published_file(ours, path, epoch):
+    """What ADH-ViT's trainer would have written: a namespace, numpy numbers, no state of this project."""
+    checkpoint = load(ours)
+    for group in checkpoint["optimizer"]["param_groups"]:
+        group |= {"fused": None, "lr": np.float64(group["lr"])}
+    args = argparse.Namespace(model="vit_base_patch16_224_alternating", lr=np.float64(1e-3), epochs=50)
+    kept = {name: checkpoint[name] for name in ("model", "optimizer")}
+    torch.save(kept | {"epoch": epoch, "scaler": {}, "args": args}, path)
+    return path
+
+
 def test_file_of_the_published_trainer_is_resumed_after_its_epoch(run_main, tiny_flags, full_run, tmp_path):
-    checkpoint = load(full_run / "checkpoint-0.pth")
-    for key in ("alternating", "model_ema"):
-        del checkpoint[key]
-    torch.save(checkpoint | {"scaler": {}}, tmp_path / "published.pth")
-    flags = ("--resume", tmp_path / "published.pth", "--output_dir", tmp_path / "run")
-    result = run_main(*tiny_flags, *FULL, *flags)
+    path = published_file(full_run / "checkpoint-0.pth", tmp_path / "published.pth", 0)
+    result = run_main(*tiny_flags, *FULL, "--resume", path, "--output_dir", tmp_path / "run")
     assert result.code == 0, result.output
     assert [row["epoch"] for row in epochs_of(tmp_path / "run")] == [1]
     a, b = (load(folder / "checkpoint-last.pth")["model"] for folder in (full_run, tmp_path / "run"))
     assert_equal_states(a, b)
+
+
+def test_best_file_of_the_published_trainer_starts_where_it_is_told(run_main, tiny_flags, full_run, tmp_path):
+    path = published_file(full_run / "checkpoint-0.pth", tmp_path / "published.pth", "best")
+    flags = ("--resume", path, "--start_epoch", 1, "--output_dir", tmp_path / "run")
+    result = run_main(*tiny_flags, *FULL, *flags)
+    assert result.code == 0, result.output
+    assert f"{path} does not say its epoch" in result.output
+    assert [row["epoch"] for row in epochs_of(tmp_path / "run")] == [1]
+
+
+@pytest.mark.parametrize("epoch", [1, "best"])
+def test_file_of_the_published_trainer_is_evaluated(run_main, tiny_flags, full_run, tmp_path, epoch):
+    # It does not say this project's flags: they are given, and the numbers are those of the weights.
+    path = published_file(full_run / "checkpoint-last.pth", tmp_path / "published.pth", epoch)
+    flags = ("--eval", "--resume", path, "--depth", 2, "--output_dir", tmp_path / "out")
+    result = run_main(*tiny_flags, *flags)
+    assert result.code == 0, result.output
+    metrics, expected = metrics_of(tmp_path / "out"), metrics_of(full_run)
+    assert {hand: metrics[hand] for hand in CLASSES} == {hand: expected[hand] for hand in CLASSES}
 
 
 # ---------------------------------------------------------------------------- hands and classes

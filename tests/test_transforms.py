@@ -145,10 +145,10 @@ def test_flip_mirrors_columns_and_nothing_else(frames):
 @pytest.mark.parametrize(("height", "width"), [(256, 340), (200, 90)])
 def test_crop_boxes_have_torchvisions_distribution(height, width):
     rng = np.random.default_rng(0)
-    ours = np.array([transforms.draw_crop_box(height, width, rng) for _ in range(3000)], float)
+    ours = np.array([transforms.draw_crop_box(height, width, rng) for _ in range(10_000)], float)
     picture = torch.empty(3, height, width)
     torch.manual_seed(0)
-    theirs = np.array([torchvision_box(picture) for _ in range(3000)], float)
+    theirs = np.array([torchvision_box(picture) for _ in range(10_000)], float)
     features = {
         "area": lambda b: b[:, 2] * b[:, 3],
         "aspect": lambda b: b[:, 3] / b[:, 2],
@@ -231,7 +231,7 @@ def test_the_crop_of_a_view_is_the_random_resized_one():
         height = (view[-1, 0, 1] - view[0, 0, 1]) * SIZE / (SIZE - 1)
         spans.append(width * height / (120 * 160))
     rng = np.random.default_rng(1)
-    boxes = np.array([transforms.draw_crop_box(120, 160, rng) for _ in range(3000)])
+    boxes = np.array([transforms.draw_crop_box(120, 160, rng) for _ in range(10_000)])
     expected = boxes[:, 2] * boxes[:, 3] / (120 * 160)
     assert stats.ks_2samp(spans, expected).pvalue > 0.01
 
