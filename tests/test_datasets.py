@@ -1,6 +1,7 @@
 """Samples as functions of their key, unreadable clips, and the views of the test."""
 
 import cv2
+import decord
 import numpy as np
 import pytest
 import torch
@@ -265,6 +266,25 @@ def test_coinciding_views_are_stored_once(folder, clip, views):
     sample = dataset[clip]
     assert (len(sample.frames), len(sample.rows)) == (views, 15)
     assert sorted(set(sample.rows[:, 0])) == list(range(views))
+
+
+def test_all_views_of_the_test_come_from_one_decoding(folder, monkeypatch):
+    opened, decoded = [], []
+
+    class Counted(decord.VideoReader):
+        def __init__(self, path, **kwargs):
+            opened.append(path)
+            super().__init__(path, **kwargs)
+
+        def get_batch(self, indices):
+            decoded.append(len(indices))
+            return super().get_batch(indices)
+
+    monkeypatch.setattr(decord, "VideoReader", Counted)
+    sample = dataset_of(folder, "test", test_num_segment=5, test_num_crop=3)[0]
+    assert len(sample.rows) == 15
+    assert opened == [str(folder / "videos" / "c 0.mp4")]
+    assert decoded == [15]  # each second one of 30 frames, once
 
 
 def test_square_clip_that_is_not_cut_has_one_crop(folder):

@@ -395,6 +395,20 @@ def test_published_region_is_timm_on_the_batch_as_it_is():
     assert 0 < sum(differs) < 8  # CutMix differs, mixup does not
 
 
+@pytest.mark.parametrize(("region", "same_in_all_frames"), [("frame", True), ("published", False)])
+def test_training_cuts_the_region_that_the_flag_names(region, same_in_all_frames):
+    def still(frames, _):  # clip i is filled with i
+        return torch.arange(float(len(frames))).view(-1, 1, 1, 1, 1).expand(-1, 3, 4, 16, 16).contiguous()
+
+    model, inputs = tiny_model(), []
+    model.register_forward_pre_hook(lambda _, args: inputs.append(args[0]))
+    b = bench("--cutmix", 1, "--cutmix_region", region, model=model, to_clips=still)
+    for step in range(8):
+        b.step(step)
+    assert not all((clips == still(clips, None)).all() for clips in inputs)
+    assert all((clips == clips[:, :, :1]).all() for clips in inputs) == same_in_all_frames
+
+
 def test_mixup_blends_clips_as_it_weighs_labels():
     mixup = Mixup(mixup_alpha=0.8, cutmix_alpha=0, label_smoothing=0, num_classes=5)
     np.random.seed(3)

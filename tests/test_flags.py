@@ -221,6 +221,13 @@ def test_flag_changes_mixup(parsed, flags, name):
     assert before != after
 
 
+def test_each_hand_has_a_mixup_of_its_own_classes(parsed, tmp_path):
+    mixups = training_of(parsed(), tmp_path).mixups
+    for hand, classes in CLASSES.items():
+        _, targets = mixups[hand](torch.zeros(2, 3, 8, 8), torch.tensor([0, classes - 1]))
+        assert targets.shape == (2, classes)
+
+
 def test_loss_fits_the_labels(parsed):
     assert isinstance(create_criterion(parsed()), SoftTargetCrossEntropy)
     off = ("--mixup", 0, "--cutmix", 0)

@@ -11,6 +11,10 @@ import pytest
 import torch
 from conftest import CLASSES, MODEL_FLAGS, TRAIN_CLIPS, VAL_CLIPS, assert_equal_states, write_list
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from torch.nn.modules.module import register_module_forward_hook
+
+import run_alternating_hand_finetuning as run
+from engine_for_finetuning import merge_hand
 
 # Everything that draws or remembers: mixup, erasing, drop path, token masks, accumulation, EMA, workers.
 FULL = (
@@ -107,6 +111,16 @@ def test_results_have_a_row_for_each_view_of_each_clip(full_run, sample):
         assert views == {(name, chunk, split) for name in clips for chunk in range(2) for split in range(3)}
         assert len(rows) == len(views)
         assert all(len(row) == 1 + CLASSES[hand] + 3 for row in rows)
+
+
+def test_result_files_merge_to_the_metrics(full_run):
+    for folder, metrics in (
+        (full_run, metrics_of(full_run)),
+        (full_run / "ema", metrics_of(full_run)["ema"]),
+    ):
+        for hand in CLASSES:
+            expected = metrics[hand]["top1"], metrics[hand]["top5"]
+            assert merge_hand(folder, 1, hand) == pytest.approx(expected, rel=1e-12)
 
 
 def test_log_has_each_epoch_once_with_both_hands(full_run):
@@ -252,6 +266,22 @@ def test_test_list_replaces_the_validation_list_in_the_test(run_main, full_run, 
     assert validation["raw"]["lh"]["clips"] == VAL_CLIPS["lh"]
 
 
+def test_clips_of_equal_base_names_are_counted_apart(run_main, full_run, sample, tmp_path):
+    names = ["s1/cam.1.mp4", "s2/cam.1.mp4", "s2/cam.2.mp4"]
+    for number, name in enumerate(names):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).symlink_to(sample.path("lh") / "videos" / f"r{number:02}.mp4")
+    write_list(tmp_path / "val_list_video.txt", [(name, number) for number, name in enumerate(names)])
+    flags = ("--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path / "out")
+    result = run_main("--eval", *flags, "--lh_data_path", tmp_path)
+    assert result.code == 0, result.output
+    assert metrics_of(tmp_path / "out")["lh"]["clips"] == 3
+    with (tmp_path / "out" / "predictions_lh.csv").open(newline="") as file:
+        assert [(row["clip"], row["label"]) for row in csv.DictReader(file)] == [
+            *zip(names, "012", strict=True)
+        ]
+
+
 @pytest.mark.parametrize("weights", ["best", "ema"])
 def test_other_weights_are_tested_and_repeated_by_eval(run_main, tiny_flags, tmp_path, weights):
     ema = ("--model_ema", "--model_ema_decay", "0.5")
@@ -268,6 +298,137 @@ def test_other_weights_are_tested_and_repeated_by_eval(run_main, tiny_flags, tmp
         assert metrics["lh"] == metrics["ema"]["lh"]
         raw = (tmp_path / "run" / "raw" / "0_lh.txt").read_text()
         assert raw != (tmp_path / "run" / "0_lh.txt").read_text()
+
+
+@pytest.fixture(scope="module")
+def scored_run(run_main, tiny_flags, tmp_path_factory):
+    """The folder of a run that tests its best weights; its epochs' validations are given scores."""
+    folder = tmp_path_factory.mktemp("scored")
+    scores = iter([{"lh": 40, "rh": 60}, {"lh": 80, "rh": 10}, {"lh": 50, "rh": 50}, {"lh": 30, "rh": 70}])
+    others = {"top5": 100.0, "mean_class_acc": 0.0, "clips": 1, "unreadable": 0}
+
+    def validation(*_):
+        return {"raw": {hand: {"top1": float(top1), **others} for hand, top1 in next(scores).items()}}
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run, "validation_one_epoch_alternating", validation)
+        flags = ("--epochs", 4, "--test_weights", "best", "--output_dir", folder)
+        result = run_main(*tiny_flags, *flags)
+    assert result.code == 0, result.output
+    return folder
+
+
+def test_best_is_the_best_mean_of_both_hands_beside_the_best_of_each(scored_run):
+    # Epoch 1 improves the left hand and epoch 3 the right one, but their means do not.
+    epochs = {name: load(scored_run / f"checkpoint-{name}.pth")["epoch"] for name in ("best", "last")}
+    assert epochs == {"best": 0, "last": 3}
+    for name, epoch, score in (("best", 0, 50), ("best-lh", 1, 80), ("best-rh", 3, 70)):
+        checkpoint = load(scored_run / f"checkpoint-{name}.pth")
+        assert (checkpoint["epoch"], checkpoint["alternating"]["best"][name]) == (epoch, score)
+
+
+def test_best_weights_are_tested_where_they_are_not_the_last(run_main, scored_run, tmp_path):
+    for name, is_tested in (("best", True), ("last", False)):
+        flags = ("--resume", scored_run / f"checkpoint-{name}.pth", "--output_dir", tmp_path / name)
+        assert run_main("--eval", *flags).code == 0
+        same = [
+            (tmp_path / name / f"0_{hand}.txt").read_text() == (scored_run / f"0_{hand}.txt").read_text()
+            for hand in CLASSES
+        ]
+        assert same == [is_tested] * 2
+
+
+# ------------------------------------------------------------------------------- turns and order
+
+
+@pytest.fixture(scope="module")
+def watch(run_main, tiny_flags, tmp_path_factory):
+    """Makes a run of epochs of four steps; its folder, and (step, hand, names) of each micro batch."""
+
+    def call(*flags):
+        folder, seen = tmp_path_factory.mktemp("watched"), []
+
+        class Watched(run.AlternatingTrainer):
+            def _next_batch(self, step, hand):
+                batch = super()._next_batch(step, hand)
+                seen.append((step, batch.hand, batch.names))
+                return batch
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(run, "AlternatingTrainer", Watched)
+            quick = ("--disable_eval_during_finetuning", "--no_save_ckpt", "--output_dir", folder)
+            result = run_main(*tiny_flags, *quick, "--epochs", 4, *flags)
+        assert result.code == 0, result.output
+        return folder, seen
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def watched(watch, sample):
+    """A run whose right list is the longer one, with turns of five steps."""
+    swapped = ("--lh_data_path", sample.path("rh"), "--rh_data_path", sample.path("lh"))
+    return watch(*swapped, "--alternation_steps", 5)
+
+
+def test_turns_run_on_over_epochs_and_change_between_steps_alone(watched):
+    _, seen = watched
+    turns = ["lh"] * 5 + ["rh"] * 5 + ["lh"] * 5 + ["rh"]
+    assert [(step, hand) for step, hand, _ in seen] == [
+        (step, hand) for step, hand in enumerate(turns) for _ in range(2)
+    ]
+
+
+def test_loop_and_rates_follow_the_longer_list_whichever_hand_has_it(watched):
+    folder, seen = watched
+    assert [step for step, *_ in seen] == [
+        step for step in range(4 * 4) for _ in range(2)
+    ]  # 16 clips, 4 a step
+    highest, lowest = 0.05 * 4 / 256, 1e-6 * 4 / 256
+    steps_fallen = [0, 3, 7, 11]  # after the warm-up, at each epoch's last step
+    expected = [lowest + (highest - lowest) * (1 + np.cos(np.pi * n / 12)) / 2 for n in steps_fallen]
+    assert [row["train_lr"] for row in epochs_of(folder)] == pytest.approx(expected, rel=1e-9)
+
+
+def test_each_hand_walks_its_whole_list_over_epoch_borders(watched, sample):
+    _, seen = watched
+    for hand, other, passes in (("lh", "rh", 3), ("rh", "lh", 1)):
+        clips = sorted(name for name, _ in sample.train[other])  # the lists are swapped
+        walked = [name for _, whose, names in seen if whose == hand for name in names]
+        for number in range(passes):
+            assert sorted(walked[number * len(clips) : (number + 1) * len(clips)]) == clips
+
+
+def test_order_of_clips_differs_between_passes_hands_and_seeds(watch, sample):
+    orders = []
+    for seed in (0, 1):
+        # Both hands have the same list; an epoch is a turn and a pass.
+        flags = ("--rh_data_path", sample.path("lh"), "--alternation_steps", 4, "--seed", seed)
+        names = [name for _, _, names in watch(*flags)[1] for name in names]
+        orders += [tuple(names[start : start + 16]) for start in range(0, 64, 16)]
+    assert {tuple(sorted(order)) for order in orders} == {tuple(name for name, _ in sample.train["lh"])}
+    assert len(set(orders)) == 8
+
+
+# ------------------------------------------------------------------------------------- precision
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "fp16", "fp32"])
+def test_training_validation_and_test_compute_in_one_precision(run_main, tiny_flags, tmp_path, dtype):
+    seen = []
+
+    def watch_linear(module, _, output):
+        if isinstance(module, torch.nn.Linear):
+            seen.append((module.training, output.dtype))
+
+    hook = register_module_forward_hook(watch_linear)
+    try:
+        result = run_main(*tiny_flags, "--epochs", 1, "--amp_dtype", dtype, "--output_dir", tmp_path)
+    finally:
+        hook.remove()
+    assert result.code == 0, result.output
+    kind = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}[dtype]
+    assert set(seen) == {(True, kind), (False, kind)}
 
 
 # ---------------------------------------------------------------------------------- resuming

@@ -189,6 +189,12 @@ def test_precision_by_name():
     assert {name: utils.pick_amp_dtype(name, cpu) for name in names} == names
 
 
+@pytest.mark.parametrize(("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)])
+def test_gpus_compute_in_bf16_where_it_is_native(monkeypatch, capability, dtype):
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    assert utils.pick_amp_dtype("auto", torch.device("cuda", 0)) == dtype
+
+
 # ---------------------------------------------------------------------------------------- files
 
 
