@@ -130,8 +130,10 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
 def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("augmentation").add_argument
     add("--aa", default="rand-m7-n4-mstd0.5-inc1", help="timm's RandAugment setting; none: off")
+    add("--aug_impl", choices=("fast", "reference"), default="fast", help="fast: all geometry in one "
+        "warp a frame; reference: frame by frame, one operation after the other")  # fmt: skip
     add("--train_interpolation", choices=("bilinear", "bicubic", "random"), default="bicubic",
-        help="of RandAugment's geometry")  # fmt: skip
+        help="of RandAugment's geometry (reference; fast: bilinear)")  # fmt: skip
     add("--hflip", choices=("on", "off"), default="off",
         help="mirror half of the views: wrong where left and right are the labels")  # fmt: skip
     add("--crop_scale", type=utils.share, nargs=2, default=[0.08, 1.0], metavar=("MIN", "MAX"),
@@ -276,6 +278,7 @@ def build_datasets(
         "reprob": args.reprob,
         "recount": args.recount,
         "crop_scale": tuple(args.crop_scale),
+        "aug_impl": args.aug_impl,
         "seed": args.seed,
     }
 

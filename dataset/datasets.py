@@ -105,7 +105,8 @@ class VideoClsDataset(Dataset):
         num_sample: augmented views of one decoded clip in training.
         short_clips: `published` repeats the last frame of a clip that is too short, `stretch`
             spreads its frames evenly.
-        aa, train_interpolation, hflip, reprob, recount, crop_scale: augmentation, see `TrainTransform`.
+        aa, train_interpolation, hflip, reprob, recount, crop_scale, aug_impl: augmentation, see
+            `TrainTransform`.
         seed: seed of the run.
 
     Raises:
@@ -137,6 +138,7 @@ class VideoClsDataset(Dataset):
         reprob: float = 0.25,
         recount: int = 1,
         crop_scale: tuple[float, float] = (0.08, 1.0),
+        aug_impl: str = "fast",
         seed: int = 0,
     ):
         if mode not in MODES:
@@ -157,7 +159,7 @@ class VideoClsDataset(Dataset):
         self._view_shape = (clip_len, crop_size, crop_size, 3)
         if mode == "train":
             self._transform = TrainTransform(
-                crop_size, aa, train_interpolation, hflip, reprob, recount, crop_scale
+                crop_size, aa, train_interpolation, hflip, reprob, recount, crop_scale, aug_impl
             )
         elif mode == "validation":
             self._transform = ValidationTransform(short_side_size, crop_size)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import functools
 import random
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -15,8 +18,24 @@ from timm.data.auto_augment import rand_augment_transform
 _NUMBER = r"\d+(\.\d+)?"
 _GRAMMAR = re.compile(rf"rand(-(m\d+|n\d+|p{_NUMBER}|mstd{_NUMBER}|mmax\d+|inc[01]|tweights|t3aw?))*")
 _RESAMPLING = {"bilinear": Image.Resampling.BILINEAR, "bicubic": Image.Resampling.BICUBIC}
-_FILL = (128, 128, 128)
+FILL = (128, 128, 128)
 _LARGEST_SHIFT = 0.45  # of the crop's side, for the operations that shift by pixels
+
+
+# Of these timm draws the interpolation, where there is a choice.
+_INTERPOLATED = ("Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY", "TranslateXRel", "TranslateYRel")
+
+
+class Operation(NamedTuple):
+    """A drawn operation: `function(picture, *args, **options)` is timm's own.
+
+    `name` is timm's without `Increasing`: how a magnitude was drawn makes no difference any more.
+    """
+
+    name: str
+    function: Callable[..., Image.Image]
+    args: tuple[float, ...]
+    options: dict[str, Any]
 
 
 class ClipRandAugment:
@@ -42,12 +61,22 @@ class ClipRandAugment:
             return
         if not _GRAMMAR.fullmatch(config):
             raise ValueError(f"--aa {config!r}: expected a form like rand-m7-n4-mstd0.5-inc1")
-        settings = {"translate_const": int(crop_size * _LARGEST_SHIFT), "img_mean": _FILL}
+        settings = {"translate_const": int(crop_size * _LARGEST_SHIFT), "img_mean": FILL}
         if interpolation in _RESAMPLING:
             settings["interpolation"] = _RESAMPLING[interpolation]
         elif interpolation != "random":  # timm's own choice when none is given
             raise ValueError(f"--train_interpolation {interpolation!r}: expected bilinear, bicubic or random")
         self._augment = rand_augment_transform(config, settings)
+        self._recorder = copy.deepcopy(self._augment)
+        for op in self._recorder.ops:
+            op.aug_fn = functools.partial(_record, op.name.removesuffix("Increasing"), op.aug_fn)
+
+    def draw(self, seed: int) -> list[Operation]:
+        """Draws the operations that a call with the same seed applies, in their order."""
+        if self._augment is None:
+            return []
+        with seeded_globals(seed):
+            return self._recorder([])
 
     def __call__(self, frames: np.ndarray, seed: int) -> np.ndarray:
         """Augments uint8 `(T, H, W, 3)` frames; equal seeds draw equal operations."""
@@ -58,6 +87,15 @@ class ClipRandAugment:
             with seeded_globals(seed):
                 target[:] = self._augment(Image.fromarray(source))
         return augmented
+
+
+def _record(
+    name: str, function: Callable[..., Image.Image], drawn: list[Operation], *args: float, **options: Any
+) -> list[Operation]:
+    """Stands in for an operation: notes it, after the draws that it would have made itself."""
+    if name in _INTERPOLATED and isinstance(options["resample"], (list, tuple)):
+        options["resample"] = random.choice(options["resample"])
+    return [*drawn, Operation(name, function, args, options)]
 
 
 @contextlib.contextmanager

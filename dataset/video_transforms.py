@@ -11,6 +11,7 @@ from typing import NamedTuple
 import numpy as np
 
 from dataset import functional
+from dataset.composed_augment import SUPPORTED, composed_view
 from dataset.rand_augment import ClipRandAugment
 from dataset.random_erasing import draw_erase_boxes
 from dataset.transforms import draw_crop_box, draw_flip
@@ -39,6 +40,8 @@ class TrainTransform:
         reprob: probability of random erasing, in [0, 1].
         recount: most boxes to erase.
         crop_scale: least and greatest share of the frame's area that the resized crop covers.
+        aug_impl: `reference` makes whole frames, one operation after the other; `fast` draws the same and
+            makes the view alone, nearly alike (`composed_augment`).
 
     Source: VideoMAE V2, augmentation for fine-tuning.
     """
@@ -52,7 +55,9 @@ class TrainTransform:
         reprob: float,
         recount: int,
         crop_scale: tuple[float, float] = (0.08, 1.0),
+        aug_impl: str = "fast",
     ):
+        self._composes = aug_impl == "fast"
         self._size = input_size
         self._rand_augment = ClipRandAugment(aa, input_size, interpolation)
         self._flip_probability = 0.5 if hflip else 0.0
@@ -68,12 +73,17 @@ class TrainTransform:
         """
         rng = np.random.default_rng(seed)
         box = draw_crop_box(*frames.shape[1:3], rng, self._crop_scale)
-        frames = self._rand_augment(frames, int(rng.integers(2**63)))
-        frames = functional.resized_crop(frames, box, self._size)
-        if draw_flip(rng, self._flip_probability):
-            frames = functional.hflip(frames)
+        operations_seed = int(rng.integers(2**63))
+        flip = draw_flip(rng, self._flip_probability)
+        operations = self._rand_augment.draw(operations_seed) if self._composes else []
+        if self._composes and SUPPORTED.issuperset(op.name for op in operations):
+            view = composed_view(frames, operations, box, flip, self._size)
+        else:
+            frames = self._rand_augment(frames, operations_seed)
+            view = functional.resized_crop(frames, box, self._size)
+            view = functional.hflip(view) if flip else view
         boxes = draw_erase_boxes(rng, self._size, self._size, self._reprob, self._recount)
-        return View(frames, boxes)
+        return View(view, boxes)
 
 
 class ValidationTransform:

@@ -55,6 +55,7 @@ OWN = {
     "keep_ckpts": 2,
     "dist_timeout": 60,
     "crop_scale": [0.08, 1.0],
+    "aug_impl": "fast",
     "compile": False,
 }
 

@@ -88,7 +88,7 @@ def test_published_recipe_sets_every_restoring_flag(run_script):
     args = json.loads((output / "args.json").read_text())
     restored = {"norm_eps": 1e-5, "init_scale": 1, "hflip": "on", "warmup_lr": 0}
     assert {name: args[name] for name in restored} == restored
-    assert args["cutmix_region"] == "published"
+    assert (args["cutmix_region"], args["aug_impl"]) == ("published", "reference")
 
 
 def test_one_stream_trains_one_list(run_script, sample):

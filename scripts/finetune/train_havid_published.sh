@@ -7,4 +7,5 @@ OUTPUT="${OUTPUT:-output/havid_published}"
 export OUTPUT
 
 bash "$(dirname "$0")/train_havid_alternating.sh" \
-    --norm_eps 1e-5 --init_scale 1 --hflip on --warmup_lr 0 --cutmix_region published "$@"
+    --norm_eps 1e-5 --init_scale 1 --hflip on --warmup_lr 0 --cutmix_region published \
+    --aug_impl reference "$@"
