@@ -270,8 +270,9 @@ def _choose_device(device: str, local_rank: int) -> torch.device:
 
 
 def leave_process_group() -> None:
-    """Tears the process group down, if there is one. Only where all ranks do: it may wait for them."""
+    """Tears the process group down, if there is one. Only where all ranks do: it waits for them."""
     if dist.is_initialized():
+        dist.barrier()  # a rank that left early would take the connection from one that still reads
         dist.destroy_process_group()
 
 

@@ -137,8 +137,18 @@ def test_benchmark_of_the_depth_reports_each(tmp_path):
     assert list(figures) == ["1 blocks", "2 blocks"] and figures["2 blocks"]["speed"] == 1
 
 
+@pytest.mark.slow
 def test_benchmark_of_the_heads_runs_two_processes(tmp_path):
     flags = ["--model", "vit_tiny_patch16_224_alternating", "--depth", "1", "--input_size", "32"]
     assert benchmark.main(["heads", *flags, "--repeats", "2", "--json", str(tmp_path / "figures.json")]) == 0
     figures = json.loads((tmp_path / "figures.json").read_text())
     assert set(figures) == {"find_unused_parameters", "heads apart"}
+
+
+def test_benchmark_of_the_augmentation_counts_in_warps(tmp_path):
+    assert benchmark.main(["augment", "--repeats", "1", "--json", str(tmp_path / "figures.json")]) == 0
+    figures = json.loads((tmp_path / "figures.json").read_text())
+    assert list(figures) == ["340x256", "568x320", "1280x720"]
+    for rows in figures.values():
+        assert rows.keys() == {"16 warps", "reference", "fast"}
+        assert rows["16 warps"]["warps"] == 16 and rows["fast"]["warps"] > 0

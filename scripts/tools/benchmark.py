@@ -3,6 +3,7 @@
     python -m scripts.tools.benchmark model [--json FILE]     fused attention
     python -m scripts.tools.benchmark heads [--json FILE]     a resting head under two processes
     python -m scripts.tools.benchmark depth [--json FILE]     the tiny model, by its depth
+    python -m scripts.tools.benchmark augment [--json FILE]   two training views of a decoded clip
 
 What is compared runs in one process, in turns, so that a busy machine slows both alike; medians over
 `--repeats` turns are shown. Pin it to one core (`taskset -c 0`) for figures that can be compared.
@@ -11,6 +12,7 @@ What is compared runs in one process, in turns, so that a busy machine slows bot
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 import tempfile
@@ -20,6 +22,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import timm
 import torch
@@ -29,6 +32,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.parallel import DistributedDataParallel
 
 import models  # noqa: F401 - registers the models with timm
+from dataset.loader import decode_frames
+from dataset.video_transforms import TrainTransform
 from utils import Distributed, average_gradients, leave_process_group, wrap_distributed, write_json
 
 
@@ -164,6 +169,41 @@ def _measure_heads(rank: int, args: argparse.Namespace, folder: Path) -> None:
     leave_process_group()
 
 
+def benchmark_augment(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
+    """Two training views of 16 decoded frames with the recipe's augmentation, in warps of one frame."""
+    cv2.setNumThreads(0)
+    real, _ = decode_frames(str(args.clip), lambda n: np.arange(16) * (n // 16))
+    result = {}
+    for width, height in ((340, 256), (568, 320), (1280, 720)):
+        frames = np.stack([cv2.resize(frame, (width, height)) for frame in real])
+        seconds = measure_in_turns(_augmentations(frames), args.repeats)
+        result[f"{width}x{height}"] = summary = summarize(seconds, "reference")
+        for row in summary.values():
+            row["warps"] = 16 * row["median_ms"] / summary["16 warps"]["median_ms"]
+        title = f"two views of 16 frames of {width}x{height}, RandAugment and crop to 224, one thread"
+        print_summary(title, summary)
+        warps = ", ".join(f"{name} {row['warps']:.0f}" for name, row in summary.items())
+        Console().print(f"in warps of one frame: {warps}\n")
+    return result
+
+
+def _augmentations(frames: np.ndarray) -> dict[str, Callable[[], Any]]:
+    """What is compared; every turn draws anew, all ways alike."""
+    matrix = np.array([[0.9, 0.1, 3.0], [-0.1, 0.9, 5.0]])
+    flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
+
+    def two_views(impl: str) -> Callable[[], None]:
+        recipe = ("rand-m7-n4-mstd0.5-inc1", "bicubic", False, 0.25, 1)
+        transform, seeds = TrainTransform(224, *recipe, aug_impl=impl), itertools.count()
+        return lambda: [transform(frames, next(seeds)) for _ in range(2)]
+
+    return {
+        "16 warps": lambda: [cv2.warpAffine(frame, matrix, (224, 224), flags=flags) for frame in frames],
+        "reference": two_views("reference"),
+        "fast": two_views("fast"),
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.benchmark", description=__doc__)
@@ -180,7 +220,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     depth = commands.add_parser("depth", help="the tiny model at the quickstart's size, by its depth")
     depth.add_argument("--depths", type=int, nargs="+", default=[3, 6, 12], help="blocks")
     depth.set_defaults(run=benchmark_depth)
-    for command in (model, heads, depth):
+    augment = commands.add_parser("augment", help="two training views of a decoded clip")
+    augment.add_argument("--clip", type=Path, default="tests/clips/h264_340x256.mp4", help="a real video")
+    augment.set_defaults(run=benchmark_augment)
+    for command in (model, heads, depth, augment):
         command.add_argument("--repeats", type=int, default=5, help="turns that count")
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
     args = parser.parse_args(argv)
