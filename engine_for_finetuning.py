@@ -312,6 +312,7 @@ class Progress:
     """What a run remembers of itself in its checkpoints."""
 
     step: int = 0  # optimizer steps made
+    run: str = ""  # tells the files of one run from those of another in the same folder
     steps_per_epoch: int | None = None  # that `step` is counted in; None: not told
     best: dict[str, float] = dataclasses.field(default_factory=dict)  # top-1 by checkpoint name
     bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
@@ -425,7 +426,8 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path
 def resume_candidates(folder: Path) -> list[Path]:
     """Files from which a run in `folder` can go on, the most advanced one first.
 
-    A damaged file is passed over with a warning.
+    Of several runs' files in one folder, those of the run that wrote last count. A damaged file is passed
+    over with a warning.
 
     Raises:
         UserError: there are such files, and none can be read.
@@ -434,6 +436,7 @@ def resume_candidates(folder: Path) -> list[Path]:
     names += [path for kind in ("", "step-") for _, path in numbered_checkpoints(folder, kind)]
     files = [path for path in names if path.exists()]
     made: dict[Path, tuple[int, int]] = {}
+    runs: dict[Path, str] = {}
     damaged: list[UserError] = []
     for path in files:
         try:
@@ -444,9 +447,12 @@ def resume_candidates(folder: Path) -> list[Path]:
             continue
         epoch, progress = checkpoint.get("epoch"), checkpoint.get(STATE_KEY, {})
         made[path] = (epoch if isinstance(epoch, int) else -1, progress.get("step", 0))
+        runs[path] = progress.get("run", "")
     if damaged and not made:
         raise UserError(f"{damaged[0]}; there is no other to go on from: move it away to start anew")
-    return sorted(made, key=made.__getitem__, reverse=True)
+    newest = max(made, key=lambda path: path.stat().st_mtime_ns, default=None)
+    of_one_run = [path for path in made if runs[path] == runs[newest]]
+    return sorted(of_one_run, key=made.__getitem__, reverse=True)
 
 
 def is_best_checkpoint(path: Path) -> bool:

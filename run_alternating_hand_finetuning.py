@@ -16,6 +16,7 @@ import dataclasses
 import functools
 import logging
 import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -405,7 +406,7 @@ class Training:
             optimizer=self.updater.optimizer,
             scaler=self.updater.scaler,
             ema=ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None,
-            progress=Progress(step=args.start_epoch * steps_per_epoch),
+            progress=Progress(step=args.start_epoch * steps_per_epoch, run=uuid.uuid4().hex),
             steps_per_epoch=steps_per_epoch,
             args=vars(args),
         )
@@ -418,16 +419,21 @@ class Training:
         if not path and self.args.auto_resume:
             newest = utils.on_main(lambda: resume_candidates(self.output_dir)[:1])
             path = str(newest[0]) if newest else ""
+        same_steps = True
         if path:
-            progress = self.state.load(utils.on_main(lambda: utils.read_checkpoint(path)), path)
+            checkpoint = utils.on_main(lambda: utils.read_checkpoint(path))
+            progress = self.state.load(checkpoint, path)
+            same_steps = progress.step == checkpoint.get(STATE_KEY, {}).get("step")
             # A best that another folder holds is of no use at this run's end.
             here = utils.on_main(lambda: [n for n in progress.best if self._checkpoint(n).exists()])
             progress.best = {name: progress.best[name] for name in here}
             log.info("resumed from %s at step %d", path, progress.step)
+        folder = Path(self.args.log_dir or self.output_dir / "tensorboard")
+        utils.on_main(lambda: utils.make_folder(folder, "--log_dir"))
         if self.dist.is_main:
-            folder = str(self.args.log_dir or self.output_dir / "tensorboard")
             # What an interrupted run wrote beyond its checkpoint will be written again.
-            self.writer = SummaryWriter(folder, purge_step=self.state.progress.step + 1)
+            purge = self.state.progress.step + 1 if same_steps else None
+            self.writer = SummaryWriter(str(folder), purge_step=purge)
 
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
@@ -450,7 +456,8 @@ class Training:
             if self.dist.is_main:
                 # Before the checkpoint: a run that stops in between makes the epoch and its row again.
                 epoch_log.append(row)
-            self._save("last", *([str(epoch)] if kept else []), *better)
+            # The file that a restart goes on from comes last: what it claims of the others is then true.
+            self._save(*better, *([str(epoch)] if kept else []), "last")
 
     def weights_to_test(self) -> dict[str, nn.Module]:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
@@ -459,6 +466,8 @@ class Training:
             path = self._checkpoint("best")
             checkpoint = utils.on_main(lambda: utils.read_checkpoint(path))
             load_weights(model, checkpoint, "model", path)
+            if "model_ema" not in checkpoint:  # of a time before --model_ema was given
+                ema = None
             if ema is not None:
                 load_weights(ema, checkpoint, "model_ema", path)
         return name_weights(model, ema, first=self.args.test_weights)

@@ -64,7 +64,7 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def _number(kind: Callable[[str], float], least: float, greatest: float = math.inf) -> Callable[[str], float]:
     def parse(text: str) -> float:
         value = kind(text)
-        if not least <= value <= greatest:
+        if not (least <= value <= greatest and math.isfinite(value)):
             limits = f"at least {least}" if greatest == math.inf else f"between {least} and {greatest}"
             raise argparse.ArgumentTypeError(f"{text} must be {limits}")
         return value
@@ -86,10 +86,15 @@ def add_runtime_args(parser: argparse.ArgumentParser) -> None:
     add("--log_dir", metavar="DIR", help="TensorBoard events; default: OUTPUT_DIR/tensorboard")
     add("--log_interval", type=count, default=10, help="steps from one progress line to the next")
     add("--resume", default="", metavar="FILE", help="checkpoint to go on from or to test")
-    add_switch(add, "auto_resume", "go on from the newest checkpoint in the output folder")
+    add_switch(add, "auto_resume", "go on from the most advanced checkpoint in the output folder")
     add_switch(add, "save_ckpt", "write checkpoints")
     add("--save_ckpt_freq", type=count, default=10, help="epochs between kept checkpoints")
-    add("--save_ckpt_steps", type=natural, default=0, help="steps between step checkpoints; 0: none")
+    add(
+        "--save_ckpt_steps",
+        type=natural,
+        default=0,
+        help="steps between checkpoints within an epoch; 0: none",
+    )
     add("--keep_ckpts", type=count, default=2, help="step checkpoints to keep")
     add("--start_epoch", type=natural, default=0, help="first epoch, where no checkpoint says it")
     add = parser.add_argument_group("runtime").add_argument
@@ -139,7 +144,7 @@ def setup_logging(rank: int, output_dir: Path | None = None) -> None:
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if rank == 0 and output_dir is not None:
-        handlers.append(logging.FileHandler(output_dir / "run.log"))
+        handlers.append(logging.FileHandler(output_dir / "run.log", errors="backslashreplace"))
     for handler in handlers:
         handler.setFormatter(logging.Formatter(prefix + "%(asctime)s %(message)s", "%H:%M:%S"))
         handler.setLevel(level)
@@ -570,9 +575,17 @@ def copy_checkpoint(source: Path, target: Path) -> None:
         try:
             link.hardlink_to(source)
         except OSError:
-            shutil.copyfile(source, link)
+            return _copy_synced(source, target)
         link.replace(target)
-    _sync_folder(target.parent)
+    return _sync_folder(target.parent)
+
+
+def _copy_synced(source: Path, target: Path) -> None:
+    try:
+        with source.open("rb") as old, atomic_open(target) as new:
+            shutil.copyfileobj(old, new)
+    except OSError as error:
+        raise UserError(f"{target}: the checkpoint could not be written: {error}") from error
 
 
 def prune_step_checkpoints(folder: Path, keep: int) -> None:

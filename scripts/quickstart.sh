@@ -49,7 +49,7 @@ cat <<EOF
 Where to look next
   $OUTPUT/metrics.json   what the table shows; predictions_{lh,rh}.csv has every clip
   $OUTPUT/log.txt        one JSON object an epoch
-  $PYTHON -m tensorboard.main --logdir $OUTPUT   curves (pip install tensorboard)
+  $PYTHON -m tensorboard.main --logdir $OUTPUT   curves (uv pip install --python $PYTHON tensorboard)
   README.md, "Your own data"    how lists and folders look
   README.md, "Training"         the same on HA-ViD, from K710 weights
 EOF

@@ -1,6 +1,7 @@
 """Which checkpoint a run goes on from, what it takes over, and which one is evaluated."""
 
 import argparse
+import os
 from pathlib import Path
 
 import pytest
@@ -35,6 +36,14 @@ def test_most_advanced_checkpoint_comes_first_whatever_the_files_times(tmp_path)
     (tmp_path / "checkpoint-x1.pth").touch()
     (tmp_path / ".checkpoint-11.pth.half").touch()
     assert names(resume_candidates(tmp_path)) == ["step-104", "last", "9", "0", "step-9"]
+
+
+def test_files_of_an_earlier_run_are_not_gone_on_from(tmp_path):
+    for time, (name, run, step) in enumerate([("9", "old", 100), ("last", "new", 20), ("0", "new", 10)]):
+        path = tmp_path / f"checkpoint-{name}.pth"
+        torch.save({"epoch": (step - 1) // 10, STATE_KEY: {"step": step, "run": run}}, path)
+        os.utime(path, ns=(time, time))
+    assert names(resume_candidates(tmp_path)) == ["last", "0"]
 
 
 def test_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):

@@ -172,6 +172,8 @@ BAD_FLAGS = [
     (("--save_ckpt_steps", "-1"), ["--save_ckpt_steps", "at least 0"]),
     (("--clip_grad", "-1"), ["--clip_grad", "at least 0"]),
     (("--lr", "nan"), ["--lr", "nan", "at least 0"]),
+    (("--lr", "inf"), ["--lr", "inf", "at least 0"]),
+    (("--log_dir", "/dev/null/x"), ["--log_dir /dev/null/x"]),
     (("--reprob", 2), ["--reprob", "between 0 and 1"]),
     (("--drop_path", "1.5"), ["--drop_path", "between 0 and 1"]),
     (("--model_ema_decay", 2), ["--model_ema_decay", "between 0 and 1"]),

@@ -15,7 +15,7 @@ TEST = re.compile(r"(tests/\w+\.py)?::(\w+)")
 
 def deviations():
     """{number: {column: cell}} of the deviations table."""
-    lines = FIDELITY.split("## Deviations")[1].splitlines()
+    lines = FIDELITY.split("## Deviations")[1].split("\n## ")[0].splitlines()
     head, _, *rows = ([cell.strip() for cell in line.split("|")[1:-1]] for line in lines if line[:1] == "|")
     return {int(row[0]): dict(zip(head, row, strict=True)) for row in rows}
 

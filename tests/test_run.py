@@ -45,6 +45,7 @@ def assert_same_run(first, second):
     """Two runs left the same weights, moments, moving averages, log and metrics, bit for bit."""
     a, b = load(first / "checkpoint-last.pth"), load(second / "checkpoint-last.pth")
     for saved in (a, b):
+        saved["alternating"].pop("run")
         for flag in ("output_dir", "resume", "auto_resume"):
             saved["args"].pop(flag)
     assert_equal_states(a, b)
@@ -491,6 +492,29 @@ def test_best_score_is_remembered_over_a_resume_with_its_file(
     best = load(tmp_path / "checkpoint-best.pth")["alternating"]["best"]
     assert (best["best"] == 101.0) == is_there
     assert best["best-lh"] <= 100 or is_there
+
+
+def test_restart_goes_on_from_the_run_that_wrote_last(run_main, tiny_flags, full_run, tmp_path):
+    # An older, longer run's files lie in the folder; the run that started anew there made one epoch.
+    for name in ("checkpoint-1.pth", "checkpoint-last.pth"):
+        shutil.copyfile(full_run / name, tmp_path / name)
+    quick = ("--epochs", 1, "--warmup_epochs", 0, "--output_dir", tmp_path)
+    assert run_main(*tiny_flags, *quick, "--no_auto_resume", "--save_ckpt_freq", 9).code == 0
+    result = run_main(*tiny_flags, *quick)
+    assert f"resumed from {tmp_path / 'checkpoint-last.pth'} at step 4" in result.output
+
+
+def test_best_of_a_time_without_moving_average_is_tested(run_main, tiny_flags, tmp_path):
+    flags = ("--test_weights", "best", "--output_dir", tmp_path)
+    assert run_main(*tiny_flags, *flags).code == 0
+    best = load(tmp_path / "checkpoint-last.pth")["alternating"]["best"]
+    last = load(tmp_path / "checkpoint-last.pth")
+    last["alternating"]["best"] = dict.fromkeys(best, 101.0)
+    torch.save(last, tmp_path / "checkpoint-last.pth")
+    result = run_main(*tiny_flags, *flags, "--epochs", 3, "--model_ema")
+    assert result.code == 0, result.output
+    metrics = metrics_of(tmp_path)
+    assert (metrics["weights"], metrics["ema"]) == ("best", None)
 
 
 def test_run_with_another_batch_goes_on_after_the_epochs_made(run_main, tiny_flags, full_run, tmp_path):

@@ -172,12 +172,15 @@ def test_plain_python_is_one_process(monkeypatch):
 
 def test_process_group_is_joined_as_the_flags_say(monkeypatch):
     joined = {}
-    monkeypatch.setattr(utils.dist, "init_process_group", lambda backend, **options: joined.update(options))
+    monkeypatch.setattr(
+        utils.dist, "init_process_group", lambda backend, **options: joined.update(options, backend=backend)
+    )
     for name, value in {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "0"}.items():
         monkeypatch.setenv(name, value)
     place = utils.init_distributed_mode("cpu", "tcp://node0:1234", world_size=2, timeout_minutes=7)
     assert (place.rank, place.world_size) == (1, 2)
     assert joined["init_method"] == "tcp://node0:1234"
+    assert joined["backend"] == "gloo"
     assert joined["timeout"].total_seconds() == 7 * 60
     with pytest.raises(UserError, match="--world_size 3: the launcher started 2"):
         utils.init_distributed_mode("cpu", "tcp://node0:1234", world_size=3)

@@ -7,7 +7,7 @@
 #SBATCH --time=24:00:00
 #SBATCH --requeue
 #SBATCH --open-mode=append
-# The two-hand recipe under SLURM, one task a GPU. A requeued job goes on from its newest checkpoint.
+# The two-hand recipe under SLURM, one task a GPU. A requeued job goes on from its most advanced checkpoint.
 #
 #   sbatch --nodes 2 --ntasks-per-node 8 scripts/finetune/slurm_havid_alternating.sh [trainer's arguments]
 set -euo pipefail
