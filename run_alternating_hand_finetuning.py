@@ -200,8 +200,6 @@ def _inherit_args(
     saved = utils.read_checkpoint(resume, lazy=True)
     if STATE_KEY in saved:  # one of ours; the published trainers' flags mean other things
         inherited = {k: v for k, v in saved["args"].items() if k not in NOT_INHERITED}
-        # Which file it is says whether it is the best or the last one.
-        inherited["test_weights"] = "ema" if inherited["test_weights"] == "ema" else "last"
         parser.set_defaults(**inherited)
         given = parser.parse_args(argv)
     given.resume, given.output_dir = str(resume), given.output_dir or str(resume.parent)

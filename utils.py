@@ -336,7 +336,7 @@ def all_reduce_sum(tensor: torch.Tensor) -> torch.Tensor:
     return tensor
 
 
-def wrap_distributed(model: nn.Module, place: Distributed, heads: Iterable[nn.Module] = ()) -> nn.Module:
+def wrap_distributed(model: nn.Module, place: Distributed, heads: Iterable[nn.Module]) -> nn.Module:
     """The model as DistributedDataParallel, if there are several processes.
 
     Args:

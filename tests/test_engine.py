@@ -353,6 +353,16 @@ def test_half_precision_stops_when_the_gradients_never_become_finite():
     assert_equal_states(b.model.state_dict(), before)
 
 
+def test_overflows_with_good_steps_in_between_are_no_reason_to_stop():
+    b = bench("--log_interval", 10, runtime=Runtime(CPU, torch.float16))
+    scaler = b.trainer.updater.scaler
+    scaler.scale(torch.zeros(()))  # sets it up
+    for step in range(2 * MOST_OVERFLOWS + 10):
+        scaler.update(8.0 if step % 10 == 9 else 1e30)  # with the large scale every gradient overflows
+        b.step(step)
+    assert int(b.trainer.updater.first_bad_step) == -1
+
+
 # -------------------------------------------------------------------------------------- mixing
 
 

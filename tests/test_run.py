@@ -158,8 +158,9 @@ def test_tensorboard_events_hold_the_training_loss(full_run):
     assert {"train/lh_loss", "train/lr", "val/rh_top1", "val_ema/lh_top1"} <= tags
 
 
-def test_tensorboard_has_each_step_once_after_a_resume(run_main, tiny_flags, full_run, tmp_path):
-    shutil.copyfile(full_run / "checkpoint-step-3.pth", tmp_path / "checkpoint-step-3.pth")
+@pytest.mark.parametrize("name", ["checkpoint-step-3.pth", "checkpoint-0.pth"])
+def test_tensorboard_has_each_step_once_after_a_resume(run_main, tiny_flags, full_run, tmp_path, name):
+    shutil.copyfile(full_run / name, tmp_path / name)
     shutil.copytree(full_run / "tensorboard", tmp_path / "tensorboard")
     assert run_main(*tiny_flags, *FULL, "--output_dir", tmp_path).code == 0
     assert sorted(events_of(tmp_path)) == sorted(events_of(full_run))
