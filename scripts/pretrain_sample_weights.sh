@@ -4,7 +4,7 @@
 # A tiny model is trained with this project's own trainer on generated recordings of another vocabulary
 # than the quickstart's (other parts, motions, colours, scenes and hands; see sample_vocabulary.py), then
 # its backbone is stored in half precision, with a card that says how it was made. From random weights
-# Muon learns these motions in a tenth of the steps that AdamW needs.
+# Muon learns these motions in far fewer steps than AdamW did; docs/getting_started.md has the figures.
 #
 #   bash scripts/pretrain_sample_weights.sh            about half an hour on two cores
 set -euo pipefail
