@@ -31,6 +31,7 @@ from torch import nn
 import utils
 from dataset.build import DATASETS, build_dataset, build_loader, evaluation_batches, resolve_num_classes
 from dataset.datasets import VideoClsDataset
+from dataset.loader import VIDEO_BACKENDS, ClipReader
 from dataset.masking_generator import MASKS, TokenMasks, batch_masks
 from dataset.sampling import ShuffledPasses
 from dataset.volume_transforms import ClipsToInput
@@ -113,6 +114,11 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
         add(f"--{hand}_num_classes", type=utils.count, help="classes; default: the data set's")
     add("--one_stream", action="store_true", help="train and test the left hand's data alone")
     add("--data_set", choices=DATASETS, default="HAVID", help="sets the class counts; CUSTOM: by lists")
+    add("--video_backend", choices=VIDEO_BACKENDS, default="auto",
+        help="decoder; auto: decord, and PyAV for files that decord cannot read")  # fmt: skip
+    add("--fname_tmpl", default="img_{:05}.jpg", metavar="TEMPLATE", help="pictures of a folder of frames")
+    add("--start_idx", type=utils.natural, default=1, help="number of a folder's first picture")
+    add("--clip_cache", default="", metavar="DIR", help="keep local copies of clips behind URLs there")
     add("--num_workers", type=utils.natural, help="decoding processes a rank; default: CPUs / local ranks")
     utils.add_switch(add, "pin_mem", "copy batches to GPUs from pinned memory")
     add = parser.add_argument_group("sampling and views").add_argument
@@ -278,6 +284,7 @@ def build_datasets(
         "recount": args.recount,
         "crop_scale": tuple(args.crop_scale),
         "aug_impl": args.aug_impl,
+        "reader": make_reader(args),
         "seed": args.seed,
     }
 
@@ -289,6 +296,15 @@ def build_datasets(
             raise UserError(str(error)) from None
 
     return {mode: {hand: dataset_of(mode, hand) for hand in num_classes} for mode in modes}
+
+
+def make_reader(args: argparse.Namespace) -> ClipReader:
+    """What opens clips, by the flags."""
+    cache = Path(args.clip_cache) if args.clip_cache else None
+    try:
+        return ClipReader(args.video_backend, args.fname_tmpl, args.start_idx, cache)
+    except ValueError as error:
+        raise UserError(str(error)) from None
 
 
 def build_model(args: argparse.Namespace, num_classes: Mapping[str, int]) -> nn.Module:

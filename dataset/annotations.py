@@ -1,20 +1,26 @@
-"""List files: one clip a line, `relative/path.mp4 label`, and the folder that the clips lie in."""
+"""List files: one clip a line, `relative/path.mp4 label`, and the folder that the clips lie in.
+
+A clip may also be a folder of pictures, one a frame: `relative/folder frames label`.
+"""
 
 from __future__ import annotations
 
 import os
 import re
+from array import array
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 
+from dataset import storage
 from utils import UserError
 
 # The label is the last field; blanks, tabs and commas separate, so that paths may hold blanks.
 _LINE = re.compile(r"\s*(.*\S)\s*(?:[\s,])\s*(\d{1,9})\s*")
-_URL = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]*://")
+_FRAMES = re.compile(r"(.*[^\s,])[\s,]+(\d{1,9})")
 _PROBED_CLIPS = 16
+_PROBED_URLS = 4  # each costs a request
 
 
 class ClipList:
@@ -22,15 +28,19 @@ class ClipList:
 
     Paths lie in one byte string with offsets: a million of them costs little memory, and forked
     workers share it, because nothing in it has a reference count of its own.
+
+    Attributes:
+        labels: int64 `(n,)`.
+        frames: int64 `(n,)`, pictures of a clip that is a folder of them; 0: the clip is a video file.
+        lines: int64 `(n,)`, one-based line numbers.
     """
 
-    def __init__(self, paths: list[str], labels: list[int], lines: list[int]):
-        """Takes equally long lists of paths as written, labels and one-based line numbers."""
-        encoded = [os.fsencode(path) for path in paths]
-        self._blob = np.frombuffer(b"".join(encoded), np.uint8)
-        self._ends = np.cumsum([len(path) for path in encoded], dtype=np.int64)
-        self.labels = np.asarray(labels, np.int64)
-        self.lines = np.asarray(lines, np.int64)
+    def __init__(
+        self, blob: np.ndarray, ends: np.ndarray, labels: np.ndarray, frames: np.ndarray, lines: np.ndarray
+    ):
+        """Takes all paths as bytes behind each other, where each ends in them, and the columns."""
+        self._blob, self._ends = blob, ends
+        self.labels, self.frames, self.lines = labels, frames, lines
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -43,12 +53,23 @@ class ClipList:
     def __iter__(self) -> Iterator[str]:
         return (self[clip] for clip in range(len(self)))
 
+    def where(self, kept: np.ndarray) -> ClipList:
+        """The clips whose place in the bool array `(n,)` is true."""
+        lengths = np.diff(self._ends, prepend=0)
+        columns = (self.labels, self.frames, self.lines)
+        return ClipList(
+            self._blob[np.repeat(kept, lengths)],
+            np.cumsum(lengths[kept]),
+            *(column[kept] for column in columns),
+        )
+
 
 def read_clip_list(path: str | Path, num_classes: int | None = None, unique: bool = False) -> ClipList:
     """Reads a list file.
 
     Args:
-        path: the list file; empty lines are skipped.
+        path: the list file; empty lines are skipped. `path label` names a video file; `path frames
+            label` a folder of that many pictures.
         num_classes: labels must be below it; None checks nothing.
         unique: keep one of several equal lines, so that an evaluation counts each clip once.
 
@@ -59,9 +80,18 @@ def read_clip_list(path: str | Path, num_classes: int | None = None, unique: boo
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such list file")
-    paths: list[str] = []
-    labels: list[int] = []
-    lines: list[int] = []
+    clips, hashes = _parse(path)
+    if not len(clips):
+        raise UserError(f"{path}: the list is empty")
+    _check_labels(path, clips, num_classes)
+    first = _first_occurrences(path, clips, hashes)
+    return clips.where(first) if unique and not first.all() else clips
+
+
+def _parse(path: Path) -> tuple[ClipList, np.ndarray]:
+    """The list, and a hash of each path; no Python object a line outlives its line."""
+    blob = bytearray()
+    ends, labels, frames, lines, hashes = (array("q") for _ in range(5))
     with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
         for number, line in enumerate(file, 1):
             if not line.strip():
@@ -69,17 +99,20 @@ def read_clip_list(path: str | Path, num_classes: int | None = None, unique: boo
             match = _LINE.fullmatch(line)
             if match is None:
                 raise UserError(f"{path}:{number}: not `path label`: {line.strip()!r}")
-            paths.append(match[1].rstrip(", \t"))
-            labels.append(int(match[2]))
-            lines.append(number)
-    if not paths:
-        raise UserError(f"{path}: the list is empty")
-    clips = ClipList(paths, labels, lines)
-    _check_labels(path, clips, num_classes)
-    keep = _first_occurrences(path, paths, clips)
-    if unique and len(keep) < len(clips):
-        return ClipList(*([column[i] for i in keep] for column in (paths, labels, lines)))
-    return clips
+            name, count = match[1].rstrip(", \t"), 0
+            if folder := _FRAMES.fullmatch(name):
+                name, count = folder[1], int(folder[2])
+                if not count:
+                    raise UserError(f"{path}:{number}: {name!r} is said to have 0 frames")
+            blob += os.fsencode(name)
+            for column, value in zip(
+                (ends, labels, frames, lines, hashes),
+                (len(blob), int(match[2]), count, number, hash(name)),
+                strict=True,
+            ):
+                column.append(value)
+    columns = [np.frombuffer(column, np.int64) for column in (ends, labels, frames, lines, hashes)]
+    return ClipList(np.frombuffer(blob, np.uint8), *columns[:-1]), columns[-1]
 
 
 def _check_labels(path: Path, clips: ClipList, num_classes: int | None) -> None:
@@ -92,56 +125,57 @@ def _check_labels(path: Path, clips: ClipList, num_classes: int | None) -> None:
     )
 
 
-def _first_occurrences(path: Path, paths: list[str], clips: ClipList) -> np.ndarray:
-    """Positions of the first line of each clip; lines that disagree on its label are an error."""
-    hashes = np.fromiter((hash(name) for name in paths), np.int64, len(paths))
+def _first_occurrences(path: Path, clips: ClipList, hashes: np.ndarray) -> np.ndarray:
+    """Which lines, bool `(n,)`, are their clip's first; lines that disagree on its label are an error."""
     _, first, inverse = np.unique(hashes, return_index=True, return_inverse=True)
     conflicts = np.flatnonzero(clips.labels[first[inverse]] != clips.labels)
     for clip in conflicts:
         earlier = first[inverse[clip]]
         raise UserError(
-            f"{path}: lines {clips.lines[earlier]} and {clips.lines[clip]} give {paths[clip]!r} "
+            f"{path}: lines {clips.lines[earlier]} and {clips.lines[clip]} give {clips[clip]!r} "
             f"two labels, {clips.labels[earlier]} and {clips.labels[clip]}"
         )
-    return np.sort(first)
+    is_first = np.zeros(len(clips), bool)
+    is_first[first] = True
+    return is_first
 
 
-def is_url(path: str) -> bool:
-    """Whether a path has a scheme such as `https://`."""
-    return _URL.match(path) is not None
+def locate(path: str, folder: str | None) -> str:
+    """Where a clip lies: in `folder`, a path or a URL, unless its own path is absolute or a URL."""
+    if folder is None or storage.is_url(path) or Path(path).is_absolute():
+        return path
+    return storage.join(folder, path)
 
 
-def locate(path: str, folder: Path | None) -> str:
-    """Where a clip lies: in `folder`, unless its path is absolute or a URL."""
-    return path if folder is None or is_url(path) or Path(path).is_absolute() else str(folder / path)
-
-
-def find_clip_folder(clips: ClipList, root: str | Path, split: str, list_path: str | Path) -> Path:
+def find_clip_folder(clips: ClipList, root: str | Path, split: str, list_path: str | Path) -> str:
     """The folder under `root` that holds the clips of a list.
 
     A sample of the list is looked for in every layout in use, so that a wrong root fails at once.
 
     Args:
         clips: the list.
-        root: data root as given by the user.
+        root: data root as given by the user, a folder or a URL.
         split: `train` or `val`: part of some layouts' folder names.
         list_path: named in the error.
 
     Raises:
-        UserError: none of the sampled clips exists in any of the folders.
+        UserError: none of the sampled clips exists in any of the folders, or a URL cannot be asked.
     """
-    root = Path(root)
-    probes = np.unique(np.linspace(0, len(clips) - 1, _PROBED_CLIPS).astype(int))
-    folders = [root / name for name in ("videos", f"videos_{split}", f"video_{split}", "")]
-    sample = [clips[clip] for clip in probes]
-    local = [name for name in sample if not is_url(name)]
-    if not local:
-        return root
-    found = [sum(Path(locate(name, folder)).exists() for name in local) for folder in folders]
+    root = str(root)
+    folders = [storage.join(root, name) for name in ("videos", f"videos_{split}", f"video_{split}", "")]
+    sample = _sample(clips, _PROBED_URLS if storage.is_url(root) else _PROBED_CLIPS)
+    inside = [name for name in sample if not storage.is_url(name)]
+    if not inside:  # they say themselves where they are, but should be there
+        folders = [root]
+    probes = inside or sample[:_PROBED_URLS]
+    found = [sum(storage.exists(locate(name, folder)) for name in probes) for folder in folders]
     if max(found) == 0:
+        looked_in = f"is in any of {', '.join(folders)}; check the data root" if inside else "can be found"
         raise UserError(
-            f"{list_path}: none of {len(local)} sampled clips (such as {local[0]!r}) is in any of "
-            + ", ".join(str(folder) for folder in folders)
-            + "; check the data root"
+            f"{list_path}: none of {len(probes)} sampled clips (such as {probes[0]!r}) {looked_in}"
         )
     return folders[int(np.argmax(found))]
+
+
+def _sample(clips: ClipList, count: int) -> list[str]:
+    return [clips[clip] for clip in np.unique(np.linspace(0, len(clips) - 1, count).astype(int))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import logging
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -115,17 +116,28 @@ def build_loader(
         num_workers: processes that decode; 0 decodes in this one. The result is the same.
         pin_memory: copy batches into pinned memory, from which GPUs copy asynchronously.
     """
-    return iter(
-        DataLoader(
-            HandsDataset(datasets),
-            batch_sampler=_Batches(batches),
-            num_workers=num_workers,
-            collate_fn=collate_clips,
-            pin_memory=pin_memory,
-            worker_init_fn=_one_thread_a_worker,
-            prefetch_factor=2 if num_workers else None,
-        )
+    loader = DataLoader(
+        HandsDataset(datasets),
+        batch_sampler=_Batches(batches),
+        num_workers=num_workers,
+        collate_fn=collate_clips,
+        pin_memory=pin_memory,
+        worker_init_fn=_one_thread_a_worker,
+        prefetch_factor=2 if num_workers else None,
     )
+    return _say_notes(loader)
+
+
+@functools.cache  # workers know nothing of each other: here, all batches of a process pass by
+def _say_once(note: str) -> None:
+    log.info(note)
+
+
+def _say_notes(batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
+    for batch in batches:
+        for note in sorted(batch.notes):
+            _say_once(note)
+        yield batch
 
 
 class _Batches:

@@ -16,7 +16,7 @@ from torch.utils.data import Dataset
 
 from dataset import sampling
 from dataset.annotations import find_clip_folder, locate, read_clip_list
-from dataset.loader import ClipError, decode_frames
+from dataset.loader import ClipError, ClipReader, DecodedClip
 from dataset.video_transforms import TestTransform, TrainTransform, ValidationTransform
 from utils import UserError, derive_seed
 
@@ -55,6 +55,7 @@ class ClipSample(NamedTuple):
     erase_boxes: np.ndarray  # int16 (V, K, 4): top, left, height, width; zeros: none
     rows: np.ndarray  # int64 (R, 3)
     bad: tuple[BadClip, ...] = ()
+    note: str = ""  # what a user should hear once
 
 
 class ClipBatch(NamedTuple):
@@ -68,6 +69,7 @@ class ClipBatch(NamedTuple):
     erase_boxes: torch.Tensor  # int16 (N, K, 4)
     rows: torch.Tensor  # int64 (R, 3): view (of N), chunk, split
     bad: list[BadClip]
+    notes: frozenset[str] = frozenset()  # what a user should hear once
 
 
 def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
@@ -84,7 +86,17 @@ def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
         erase_boxes=torch.from_numpy(np.concatenate([sample.erase_boxes for sample in samples])),
         rows=torch.from_numpy(np.concatenate(rows)),
         bad=[bad for sample in samples for bad in sample.bad],
+        notes=frozenset(sample.note for sample in samples if sample.note),
     )
+
+
+class _Views(NamedTuple):
+    """The views of one clip, as a `ClipSample` holds them."""
+
+    frames: np.ndarray
+    rows: np.ndarray
+    boxes: np.ndarray | None = None
+    note: str = ""
 
 
 class VideoClsDataset(Dataset):
@@ -92,7 +104,7 @@ class VideoClsDataset(Dataset):
 
     Args:
         anno_path: list file.
-        data_root: folder under which the clips lie; the list's own folder if empty.
+        data_root: folder or URL under which the clips lie; the list's own folder if empty.
         mode: `train`, `validation` or `test`.
         clip_len: frames a view.
         frame_sample_rate: frames of the video from one frame of a view to the next.
@@ -107,6 +119,7 @@ class VideoClsDataset(Dataset):
             spreads its frames evenly.
         aa, train_interpolation, hflip, reprob, recount, crop_scale, aug_impl: augmentation, see
             `TrainTransform`.
+        reader: how clips are opened.
         seed: seed of the run.
 
     Raises:
@@ -139,6 +152,7 @@ class VideoClsDataset(Dataset):
         recount: int = 1,
         crop_scale: tuple[float, float] = (0.08, 1.0),
         aug_impl: str = "fast",
+        reader: ClipReader = ClipReader(),  # noqa: B008 - immutable
         seed: int = 0,
     ):
         if mode not in MODES:
@@ -146,9 +160,10 @@ class VideoClsDataset(Dataset):
         self.hand, self.mode, self.seed, self.num_sample = hand, mode, seed, num_sample
         self.clips = read_clip_list(anno_path, num_classes, unique=mode != "train")
         self.list_path = Path(anno_path)
-        root = Path(data_root) if data_root else self.list_path.parent
         split = "train" if mode == "train" else "val"
+        root = data_root or self.list_path.parent
         self.clip_folder = find_clip_folder(self.clips, root, split, self.list_path)
+        self._reader = reader
         self._sampling = {
             "num_frames": clip_len,
             "sampling_rate": frame_sample_rate,
@@ -156,7 +171,8 @@ class VideoClsDataset(Dataset):
             "sparse": sparse_sample,
         }
         self._num_segment = test_num_segment
-        self._view_shape = (clip_len, crop_size, crop_size, 3)
+        no_frames = np.zeros((0, clip_len, crop_size, crop_size, 3), np.uint8)
+        self._no_views = _Views(no_frames, np.zeros((0, 3), np.int64))
         if mode == "train":
             self._transform = TrainTransform(
                 crop_size, aa, train_interpolation, hflip, reprob, recount, crop_scale, aug_impl
@@ -184,23 +200,19 @@ class VideoClsDataset(Dataset):
         """
         if self.mode == "train":
             return self._training_sample(key)
+        make_views = self._validation_view if self.mode == "validation" else self._test_views
         try:
-            if self.mode == "validation":
-                frames, rows = self._validation_view(key.clip)
-            else:
-                frames, rows = self._test_views(key.clip)
+            return self._sample_of(key.clip, make_views(key.clip))
         except ClipError as error:
             bad = BadClip(self.hand, self.clips[key.clip], str(error))
-            return self._sample_of(key.clip, *self._no_views(), bad=(bad,))
-        return self._sample_of(key.clip, frames, rows)
+            return self._sample_of(key.clip, self._no_views, (bad,))
 
     def _training_sample(self, key: ClipKey) -> ClipSample:
         bad: list[BadClip] = []
         clip, draw = key.clip, (self.seed, *key)
         for attempt in range(_MAX_REPLACEMENTS):
             try:
-                views, boxes = self._training_views(clip, draw)
-                return self._sample_of(clip, views, self._no_views()[1], boxes, tuple(bad))
+                return self._sample_of(clip, self._training_views(clip, draw), tuple(bad))
             except ClipError as error:
                 bad.append(BadClip(self.hand, self.clips[clip], str(error)))
             draw = (self.seed, *key, "replace", attempt)
@@ -210,24 +222,25 @@ class VideoClsDataset(Dataset):
             f"{bad[-1].name!r}: {bad[-1].reason}; check the list and the data root"
         )
 
-    def _training_views(self, clip: int, draw: tuple[int | str, ...]) -> tuple[np.ndarray, np.ndarray]:
+    def _training_views(self, clip: int, draw: tuple[int | str, ...]) -> _Views:
         seed = derive_seed(*draw, "window")
 
         def choose(n: int) -> np.ndarray:  # a second decoder that tries the clip must draw the same
             return sampling.train_indices(n, rng=np.random.default_rng(seed), **self._sampling)
 
-        frames, order = self._decode(clip, choose)
+        frames, order, note = self._decode(clip, choose)
         window = frames[order]
         views = [self._transform(window, derive_seed(*draw, "view", view)) for view in range(self.num_sample)]
-        return np.stack([v.frames for v in views]), np.stack([v.erase_boxes for v in views])
+        boxes = np.stack([v.erase_boxes for v in views])
+        return self._no_views._replace(frames=np.stack([v.frames for v in views]), boxes=boxes, note=note)
 
-    def _validation_view(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
-        frames, order = self._decode(clip, lambda n: sampling.validation_indices(n, **self._sampling))
-        return self._transform(frames)[order][None], np.zeros((1, 3), np.int64)
+    def _validation_view(self, clip: int) -> _Views:
+        frames, order, note = self._decode(clip, lambda n: sampling.validation_indices(n, **self._sampling))
+        return _Views(self._transform(frames)[order][None], np.zeros((1, 3), np.int64), note=note)
 
-    def _test_views(self, clip: int) -> tuple[np.ndarray, np.ndarray]:
+    def _test_views(self, clip: int) -> _Views:
         """Every distinct view once, and a row for each (chunk, split)."""
-        frames, windows = self._decode(
+        frames, windows, note = self._decode(
             clip, lambda n: sampling.test_views(n, num_segment=self._num_segment, **self._sampling)
         )
         crops = self._transform(frames)
@@ -240,26 +253,16 @@ class VideoClsDataset(Dataset):
                 if view == len(views):
                     views.append(crop[window])
                 rows.append((view, chunk, split))
-        return np.stack(views), np.asarray(rows, np.int64)
+        return _Views(np.stack(views), np.asarray(rows, np.int64), note=note)
 
-    def _decode(self, clip: int, choose: Callable[[int], np.ndarray]) -> tuple[np.ndarray, np.ndarray]:
-        return decode_frames(locate(self.clips[clip], self.clip_folder), choose)
+    def _decode(self, clip: int, choose: Callable[[int], np.ndarray]) -> DecodedClip:
+        place = locate(self.clips[clip], self.clip_folder)
+        return self._reader.read(place, int(self.clips.frames[clip]), choose)
 
-    def _no_views(self) -> tuple[np.ndarray, np.ndarray]:
-        return np.zeros((0, *self._view_shape), np.uint8), np.zeros((0, 3), np.int64)
-
-    def _sample_of(
-        self,
-        clip: int,
-        frames: np.ndarray,
-        rows: np.ndarray,
-        boxes: np.ndarray | None = None,
-        bad: tuple[BadClip, ...] = (),
-    ) -> ClipSample:
-        if boxes is None:
-            boxes = np.zeros((len(frames), 0, 4), np.int16)
-        label = int(self.clips.labels[clip])
-        return ClipSample(self.hand, self.clips[clip], label, frames, boxes, rows, bad)
+    def _sample_of(self, clip: int, views: _Views, bad: tuple[BadClip, ...] = ()) -> ClipSample:
+        boxes = np.zeros((len(views.frames), 0, 4), np.int16) if views.boxes is None else views.boxes
+        name, label = self.clips[clip], int(self.clips.labels[clip])
+        return ClipSample(self.hand, name, label, views.frames, boxes, views.rows, bad, views.note)
 
 
 class HandsDataset(Dataset):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from dataset.annotations import find_clip_folder, is_url, locate, read_clip_list
+from dataset.annotations import find_clip_folder, locate, read_clip_list
 from dataset.build import build_dataset, list_file, resolve_num_classes
 from utils import UserError
 
@@ -37,7 +37,7 @@ def rows(clips):
         ("a, b.mp4 , 5", "a, b.mp4", 5),
         ("  a.mp4   5  ", "a.mp4", 5),
         ("a.mp4 5\r", "a.mp4", 5),
-        ("clip 7 8", "clip 7", 8),
+        ("clip 7.mp4 8", "clip 7.mp4", 8),
         ("/data/a b.mp4 2", "/data/a b.mp4", 2),
         ("https://host/a.mp4 2", "https://host/a.mp4", 2),
         ("ümlaut/左手.mp4 1", "ümlaut/左手.mp4", 1),
@@ -46,6 +46,27 @@ def rows(clips):
 )
 def test_line_is_a_path_and_a_label(listed, line, path, label):
     assert rows(listed(f"first.mp4 0\n{line}\n")) == [("first.mp4", 0), (path, label)]
+
+
+@pytest.mark.parametrize(
+    ("line", "path", "frames"),
+    [
+        ("a/take 120 2", "a/take", 120),
+        ("a/take 1\t120\t2", "a/take 1", 120),
+        ("a/take 1, 120, 2", "a/take 1", 120),
+        ("cam.1 9 2", "cam.1", 9),
+        ("take9 2", "take9", 0),
+    ],
+)
+def test_line_of_three_columns_is_a_folder_of_frames(listed, line, path, frames):
+    clips = listed(f"first.mp4 0\n{line}\n")
+    assert rows(clips) == [("first.mp4", 0), (path, 2)]
+    assert clips.frames.tolist() == [0, frames]
+
+
+def test_folder_without_frames_is_refused(listed):
+    with pytest.raises(UserError, match=r"list\.txt:2: 'take' is said to have 0 frames"):
+        listed("a.mp4 1\ntake 0 1\n")
 
 
 def test_empty_lines_are_skipped_and_counted(listed):
@@ -132,7 +153,7 @@ def test_every_layout_in_use_is_found(listed, tmp_path, folder, split):
         path = tmp_path / "root" / folder / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.touch()
-    assert find_clip_folder(clips, tmp_path / "root", split, "list") == tmp_path / "root" / folder
+    assert find_clip_folder(clips, tmp_path / "root", split, "list") == str(tmp_path / "root" / folder)
 
 
 def test_folder_of_the_other_split_is_not_taken(listed, tmp_path):
@@ -148,7 +169,7 @@ def test_folder_with_most_clips_wins(listed, tmp_path):
     for name in ("videos/a.mp4", "video_train/a.mp4", "video_train/b.mp4"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
-    assert find_clip_folder(clips, tmp_path, "train", "list") == tmp_path / "video_train"
+    assert find_clip_folder(clips, tmp_path, "train", "list") == str(tmp_path / "video_train")
 
 
 def test_wrong_root_fails_with_the_folders_that_were_looked_in(listed, tmp_path):
@@ -168,16 +189,15 @@ def test_a_few_missing_clips_are_no_wrong_root(listed, tmp_path):
     clips = listed("".join(f"c{i}.mp4 0\n" for i in range(40)))
     (tmp_path / "videos").mkdir()
     (tmp_path / "videos" / "c39.mp4").touch()
-    assert find_clip_folder(clips, tmp_path, "train", "list") == tmp_path / "videos"
+    assert find_clip_folder(clips, tmp_path, "train", "list") == str(tmp_path / "videos")
 
 
-def test_absolute_paths_and_urls_ignore_the_folder(listed, tmp_path):
-    assert locate("/data/a.mp4", tmp_path) == "/data/a.mp4"
-    assert locate("s3://bucket/a.mp4", tmp_path) == "s3://bucket/a.mp4"
-    assert locate("p/a.mp4", tmp_path) == str(tmp_path / "p/a.mp4")
-    assert is_url("https://a/b.mp4") and not is_url("c:/b.mp4") and not is_url("a/b.mp4")
-    urls = listed("https://host/a.mp4 0\n")
-    assert find_clip_folder(urls, tmp_path / "anywhere", "train", "list") == tmp_path / "anywhere"
+def test_absolute_paths_and_urls_ignore_the_folder():
+    assert locate("/data/a.mp4", "/root") == "/data/a.mp4"
+    assert locate("s3://bucket/a.mp4", "/root") == "s3://bucket/a.mp4"
+    assert locate("p/a.mp4", "/root") == "/root/p/a.mp4"
+    assert locate("p/a b.mp4", "s3://bucket/clips/") == "s3://bucket/clips/p/a b.mp4"
+    assert locate("p/a.mp4", None) == "p/a.mp4"
 
 
 # ------------------------------------------------------------------------------- lists of a mode

@@ -209,7 +209,7 @@ def test_unreadable_clip_is_never_replaced_in_an_evaluation(folder, mode):
 
 
 def frames_at(folder, clip, indices):
-    everything, _ = decode_frames(str(folder / "videos" / f"c {clip}.mp4"), lambda n: np.arange(n))
+    everything, _, _ = decode_frames(str(folder / "videos" / f"c {clip}.mp4"), lambda n: np.arange(n))
     return everything[np.minimum(indices, len(everything) - 1)], len(everything)
 
 

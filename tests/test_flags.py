@@ -14,8 +14,10 @@ from torch import nn
 import run_alternating_hand_finetuning as run
 import utils
 from dataset.datasets import ClipKey
+from dataset.loader import ClipReader
 from optim_factory import create_criterion, create_mixup, create_updater
 from run_alternating_hand_finetuning import build_datasets, build_model, get_args
+from utils import UserError
 
 CLASSES = {"lh": 4, "rh": 3}
 
@@ -145,11 +147,24 @@ def test_modes_that_a_run_builds(parsed):
 def test_data_paths_roots_and_counts_act_on_their_hand(parsed, sample):
     args = parsed("--rh_data_root", sample.path("lh"), "--rh_num_classes", 8)
     datasets = build_datasets(args, CLASSES)["train"]
-    assert datasets["rh"].clip_folder == sample.path("lh") / "videos"
+    assert datasets["rh"].clip_folder == str(sample.path("lh") / "videos")
     assert (len(datasets["lh"]), len(datasets["rh"])) == (16, 11)
     assert (args.lh_num_classes, args.rh_num_classes) == (4, 8)
     assert run.active_hands(args) == ("lh", "rh")
     assert run.active_hands(parsed("--one_stream")) == ("lh",)
+
+
+@pytest.mark.parametrize("mode", ["train", "validation", "test"])
+def test_flags_that_say_how_clips_are_opened(parsed, mode, tmp_path):
+    flags = ("--video_backend", "pyav", "--fname_tmpl", "{}.png", "--start_idx", 7, "--clip_cache", tmp_path)
+    dataset = build_datasets(parsed(*flags), CLASSES)[mode]["lh"]
+    assert dataset._reader == ClipReader("pyav", "{}.png", 7, tmp_path)
+    assert build_datasets(parsed(), CLASSES)[mode]["lh"]._reader == ClipReader()
+
+
+def test_template_of_pictures_needs_a_number(parsed):
+    with pytest.raises(UserError, match=r"--fname_tmpl 'img\.jpg': wants one number"):
+        build_datasets(parsed("--fname_tmpl", "img.jpg"), CLASSES)
 
 
 def test_workers_default_to_the_cpus_shared_by_local_ranks(sample):

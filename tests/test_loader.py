@@ -28,7 +28,7 @@ def real_frames():
 )
 def test_wanted_frames_of_a_real_file_are_the_right_ones(real_frames, wanted):
     lengths = []
-    frames, positions = decode_frames(str(REAL), lambda n: (lengths.append(n), np.array(wanted))[1])
+    frames, positions, _ = decode_frames(str(REAL), lambda n: (lengths.append(n), np.array(wanted))[1])
     assert lengths == [len(real_frames)] == [280]
     assert positions.shape == np.shape(wanted)
     assert len(frames) == len(np.unique(wanted))
@@ -47,7 +47,7 @@ def test_frames_are_rgb(tmp_path):
     red = np.zeros((6, 64, 64, 3), np.uint8)
     red[..., 0] = 230
     write_video(tmp_path / "red.mp4", red)
-    frames, _ = decode_frames(str(tmp_path / "red.mp4"), lambda n: np.arange(n))
+    frames, _, _ = decode_frames(str(tmp_path / "red.mp4"), lambda n: np.arange(n))
     assert frames.shape == red.shape
     assert np.abs(frames.astype(int) - red).max() < 12
 
@@ -57,7 +57,7 @@ def test_every_picture_width_is_read_right(tmp_path, width):
     source = draw_recording(3, height=80, width=width, n_frames=12)
     path = tmp_path / "narrow clip.mp4"
     write_video(path, source)
-    frames, positions = decode_frames(str(path), lambda n: np.array([n - 1, 0, 5]))
+    frames, positions, _ = decode_frames(str(path), lambda n: np.array([n - 1, 0, 5]))
     assert positions.tolist() == [2, 0, 1]
     truth = every_frame(path)[[0, 5, 11]]
     assert frames.shape == truth.shape
@@ -66,7 +66,7 @@ def test_every_picture_width_is_read_right(tmp_path, width):
 
 def test_one_frame_is_a_video(tmp_path):
     write_video(tmp_path / "still.mp4", draw_recording(0, n_frames=1))
-    frames, positions = decode_frames(str(tmp_path / "still.mp4"), lambda n: np.zeros(n + 3, int))
+    frames, positions, _ = decode_frames(str(tmp_path / "still.mp4"), lambda n: np.zeros(n + 3, int))
     assert frames.shape == (1, 48, 64, 3)
     assert positions.tolist() == [0, 0, 0, 0]
 

@@ -172,7 +172,7 @@ def _measure_heads(rank: int, args: argparse.Namespace, folder: Path) -> None:
 def benchmark_augment(args: argparse.Namespace) -> dict[str, dict[str, dict[str, float]]]:
     """Two training views of 16 decoded frames with the recipe's augmentation, in warps of one frame."""
     cv2.setNumThreads(0)
-    real, _ = decode_frames(str(args.clip), lambda n: np.arange(16) * (n // 16))
+    real, _, _ = decode_frames(str(args.clip), lambda n: np.arange(16) * (n // 16))
     result = {}
     for width, height in ((340, 256), (568, 320), (1280, 720)):
         frames = np.stack([cv2.resize(frame, (width, height)) for frame in real])

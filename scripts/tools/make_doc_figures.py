@@ -55,7 +55,7 @@ def pick_recordings(labels: dict[str, tuple[str, ...]]) -> list[str]:
 
 def strip_of(video: Path, caption: str) -> Image.Image:
     """One recording as a row of frames from its first to its last, under a caption."""
-    frames, order = decode_frames(str(video), lambda n: np.linspace(0, n - 1, FRAMES).round().astype(int))
+    frames, order, _ = decode_frames(str(video), lambda n: np.linspace(0, n - 1, FRAMES).round().astype(int))
     strip = Image.new("RGB", (FRAMES * TILE[0], TILE[1] + CAPTION), "white")
     for place, frame in enumerate(frames[order]):
         picture = Image.fromarray(frame).resize(TILE, Image.Resampling.BICUBIC)
