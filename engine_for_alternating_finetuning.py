@@ -12,7 +12,6 @@ import dataclasses
 import datetime
 import itertools
 import logging
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -23,6 +22,8 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine_for_finetuning import (
+    DataWait,
+    EpochClock,
     ViewScores,
     accuracy_metrics,
     mean_cross_entropy,
@@ -237,7 +238,7 @@ class AlternatingTrainer:
         self.model, self.batches, self.updater, self.recipe = model, batches, updater, recipe
         self.criterion, self.to_clips, self.mixups, self.ema = criterion, to_clips, mixups, ema
         self.draw_token_mask = draw_token_mask
-        self.data_seconds = 0.0
+        self.data_wait = DataWait(recipe.runtime.device)
         self.bad: list[Any] = []
         # Names of the last micro batches, for the message of a non-finite loss.
         self._recent: collections.deque = collections.deque(
@@ -266,9 +267,8 @@ class AlternatingTrainer:
         return self.model.no_sync() if distributed else contextlib.nullcontext()
 
     def _next_batch(self, step: int, hand: str) -> Any:
-        start = time.perf_counter()
-        batch = next(self.batches)
-        self.data_seconds += time.perf_counter() - start
+        with self.data_wait.measure():
+            batch = next(self.batches)
         if batch.hand != hand:
             raise RuntimeError(f"step {step} trains {hand}, but the loader served {batch.hand}")
         self.bad += batch.bad
@@ -368,7 +368,8 @@ def train_one_epoch_alternating(
 
     Returns:
         The epoch's averages over ranks: loss of each hand, accuracy where labels are not mixed,
-        last learning rate and gradient norm, share of time spent waiting for data.
+        last learning rate and gradient norm, share of time spent waiting for data. What is recorded
+        and logged has the share since the last interval.
 
     Raises:
         NonFiniteLoss: on all ranks, at most a logging interval after the fact, and before anything
@@ -377,7 +378,7 @@ def train_one_epoch_alternating(
     recipe = trainer.recipe
     last_step = (epoch + 1) * recipe.steps_per_epoch
     trainer.model.train()
-    trainer.data_seconds, start = 0.0, time.perf_counter()
+    clock = EpochClock(trainer.data_wait)
     values: dict[str, float] = {}
     for step in range(first_step, last_step):
         norm = trainer.optimizer_step(step, meters)
@@ -387,18 +388,13 @@ def train_one_epoch_alternating(
         if logs or saves:
             sums = trainer.read_sums(meters)
         if logs:
-            seconds = time.perf_counter() - start
             values = meters.averages(sums) | _progress_figures(trainer, step, norm)
-            values |= {
-                "data_wait": trainer.data_seconds / seconds,
-                "seconds_a_step": seconds / (done - first_step),
-                "seconds": seconds,
-            }
+            values |= clock.interval(done - first_step)
             _log_progress(recipe, epoch, step, last_step, values)
             record(done, values)
         if saves:
             save(done, sums)
-    return values
+    return values | {"data_wait": clock.data_wait}
 
 
 def _progress_figures(trainer: AlternatingTrainer, step: int, norm: torch.Tensor) -> dict[str, float]:

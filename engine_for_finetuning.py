@@ -1,4 +1,4 @@
-"""What knows nothing of hands: scoring views, result files, merging, metrics, checkpoints.
+"""What knows nothing of hands: scoring views, result files, merging, metrics, time, checkpoints.
 
 Shapes: R rows (views of clips), M clips, C classes.
 """
@@ -6,11 +6,13 @@ Shapes: R rows (views of clips), M clips, C classes.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import csv
 import dataclasses
 import io
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -297,6 +299,77 @@ def describe_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
         text += f" loss {m['loss']:.4f}" if "loss" in m else ""
         parts.append(f"{text} ({m['clips'] - m['unreadable']} of {m['clips']} clips)")
     return ", ".join(parts)
+
+
+# ------------------------------------------------------------------------------ where time goes
+
+_SLOW_LOADER = 0.25  # share of an interval spent waiting for data from which on it is worth a line
+
+
+class DataWait:
+    """How long the device stood idle because a batch was not there yet.
+
+    On a CPU that is the time that the host waits. With a GPU the host runs ahead and waits in vain:
+    there two events, before and after, follow each other at once unless the device had nothing to do.
+    """
+
+    def __init__(self, device: torch.device):
+        self.warmed_up = False  # the first interval of a run holds the start of the loader's processes
+        self._on_gpu = device.type == "cuda"
+        self._spans: list[tuple[Any, Any]] = []
+
+    @contextlib.contextmanager
+    def measure(self) -> Iterator[None]:
+        """Notes the wait for one batch."""
+        start = self._now()
+        yield
+        self._spans.append((start, self._now()))
+
+    def take_seconds(self) -> float:
+        """Seconds since it was last asked; with a GPU only after the device has caught up."""
+        spans, self._spans = self._spans, []
+        if self._on_gpu:
+            return sum(start.elapsed_time(end) for start, end in spans) / 1e3
+        return sum(end - start for start, end in spans)
+
+    def _now(self) -> Any:
+        if not self._on_gpu:
+            return time.perf_counter()
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+
+class EpochClock:
+    """Where the time of an epoch went, interval by interval."""
+
+    def __init__(self, waiting: DataWait):
+        self._waiting = waiting
+        self._start = self._interval_start = time.perf_counter()
+        self._waited = 0.0
+        self._said = False
+
+    @property
+    def data_wait(self) -> float:
+        """Share of the time until the last interval's end that went into waiting for data."""
+        return self._waited / (self._interval_start - self._start)
+
+    def interval(self, steps: int) -> dict[str, float]:
+        """Ends an interval, `steps` into the epoch; says so if the loader was too slow in it."""
+        now, waited = time.perf_counter(), self._waiting.take_seconds()
+        share = waited / (now - self._interval_start)
+        self._waited += waited
+        self._interval_start = now
+        if share > _SLOW_LOADER and self._waiting.warmed_up and not self._said:
+            self._said = True
+            log.warning(
+                "the loader is the bottleneck: %.0f%% of the time since the last line was spent waiting for "
+                "data; raise --num_workers, or store smaller clips with more keyframes (docs/data.md)",
+                100 * share,
+            )
+        self._waiting.warmed_up = True
+        seconds = now - self._start
+        return {"data_wait": share, "seconds_a_step": seconds / steps, "seconds": seconds}
 
 
 # --------------------------------------------------------------------------------- checkpoints

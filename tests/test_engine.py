@@ -3,6 +3,8 @@
 import copy
 import dataclasses
 import itertools
+import time
+import types
 
 import numpy as np
 import pytest
@@ -12,6 +14,7 @@ from timm.data.mixup import Mixup
 from timm.utils import ModelEmaV3
 from torch.nn import functional as F
 
+import engine_for_finetuning
 from dataset.datasets import BadClip, ClipBatch
 from dataset.masking_generator import batch_masks
 from dataset.volume_transforms import ClipsToInput
@@ -27,6 +30,7 @@ from engine_for_alternating_finetuning import (
     train_one_epoch_alternating,
     validation_one_epoch_alternating,
 )
+from engine_for_finetuning import DataWait
 from models import AlternatingDualHeadVisionTransformer
 from optim_factory import MOST_OVERFLOWS, OPTIMIZERS, create_criterion, create_mixup, create_updater
 from run_alternating_hand_finetuning import get_parser
@@ -475,9 +479,69 @@ def test_figures_are_recorded_at_logging_intervals_and_at_the_epoch_s_end():
     assert list(records) == [3, 6, 8]
     assert list(saved) == [4]  # what is saved at the epoch's end, 8, is saved when it has been validated
     assert saved[4][:, 2].tolist() == [8, 0]  # views of each hand: its turn is 4 steps of 2
-    assert stats == records[8]
+    assert {**stats, "data_wait": None} == {**records[8], "data_wait": None}
     assert "rh_loss" not in records[3]  # no turn yet
     assert {"lh_loss", "rh_loss", "lh_top1", "rh_top1", "lr", "weight_decay", "grad_norm"} <= stats.keys()
+
+
+def epochs_by_a_clock(monkeypatch, waits, epochs=1):
+    """Trains epochs of eight steps by a clock that moves 1 s a step and `waits` a batch: (stats, shares)."""
+    now = [0.0]
+    monkeypatch.setattr(engine_for_finetuning, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
+
+    def pass_time(seconds, result):
+        now[0] += seconds
+        return result
+
+    b = bench("--log_interval", 2, steps_per_epoch=8)
+    to_clips, batches = b.trainer.to_clips, b.trainer.batches
+    b.trainer.to_clips = lambda *given: pass_time(1.0, to_clips(*given))
+    b.trainer.batches = (pass_time(wait, batch) for wait, batch in zip(waits, batches, strict=False))
+    records = {}
+    stats = [
+        train_one_epoch_alternating(
+            b.trainer, epoch, 8 * epoch, b.meters, lambda step, values: records.update({step: values})
+        )
+        for epoch in range(epochs)
+    ]
+    return stats, {step: values["data_wait"] for step, values in records.items()}
+
+
+def test_share_of_waiting_is_told_for_each_interval_and_for_the_epoch(monkeypatch, caplog):
+    stats, shares = epochs_by_a_clock(monkeypatch, [9, 1, 0, 0, 1, 1, 3, 3])
+    assert shares == {2: 10 / 12, 4: 0, 6: 2 / 4, 8: 6 / 8}
+    assert stats[0]["data_wait"] == 18 / 26
+    assert stats[0]["seconds_a_step"] == 26 / 8
+
+
+def slow_loader_lines(caplog):
+    return [r.getMessage() for r in caplog.records if "the loader is the bottleneck" in r.getMessage()]
+
+
+def test_slow_loader_is_said_once_an_epoch_with_what_to_do(monkeypatch, caplog):
+    epochs_by_a_clock(monkeypatch, itertools.repeat(1), epochs=2)
+    first, second = slow_loader_lines(caplog)
+    assert "50% of the time" in first and "--num_workers" in first and "\n" not in first
+    assert first == second
+
+
+@pytest.mark.parametrize("waits", [[90, 1, *[0.2] * 6], [0.3] * 8])
+def test_fast_loader_and_its_start_are_no_reason_for_a_word(monkeypatch, caplog, waits):
+    epochs_by_a_clock(monkeypatch, waits)
+    assert not slow_loader_lines(caplog)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@pytest.mark.parametrize("busy", [True, False])
+def test_wait_of_a_gpu_is_the_time_that_it_stood_idle(busy):
+    waiting, work = DataWait(torch.device("cuda")), torch.randn(8192, 8192, device="cuda")
+    for _ in range(30 if busy else 0):
+        work = work @ work
+    with waiting.measure():
+        time.sleep(0.02)  # far less than the work takes
+    torch.cuda.synchronize()
+    assert (waiting.take_seconds() < 0.005) == busy
 
 
 def test_meters_average_over_views_and_carry_on_from_saved_sums():
