@@ -175,13 +175,22 @@ def get_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def get_args(argv: Sequence[str] | None = None, local_world_size: int = 1) -> argparse.Namespace:
+def get_args(
+    argv: Sequence[str] | None = None,
+    local_world_size: int = 1,
+    parser: argparse.ArgumentParser | None = None,
+) -> argparse.Namespace:
     """Parses the command line; `--eval` and `--validation` take the rest from the checkpoint.
+
+    Args:
+        argv: the command line's words; None: this process's.
+        local_world_size: processes that share this node's CPUs.
+        parser: the command line's own, or one that a tool added flags or defaults to.
 
     Raises:
         UserError: contradictory or unusable flags.
     """
-    parser = get_parser()
+    parser = parser or get_parser()
     args = parser.parse_args(argv)
     if args.eval or args.validation:
         args = _inherit_args(parser, argv, args)
@@ -258,15 +267,17 @@ def active_hands(args: argparse.Namespace) -> tuple[str, ...]:
 # ------------------------------------------------------------------------------- what a run needs
 
 
-def build_datasets(
-    args: argparse.Namespace, num_classes: Mapping[str, int]
-) -> dict[str, dict[str, VideoClsDataset]]:
-    """{mode: {hand: dataset}} of the modes that this run uses."""
-    modes = ["train", "validation", "test"]
+def modes_of(args: argparse.Namespace) -> list[str]:
+    """The modes that this run uses."""
     if args.eval or args.validation:
-        modes = ["test"] * args.eval + ["validation"] * args.validation
-    elif args.disable_eval_during_finetuning:
-        modes.remove("validation")
+        return ["test"] * args.eval + ["validation"] * args.validation
+    return ["train", *([] if args.disable_eval_during_finetuning else ["validation"]), "test"]
+
+
+def build_datasets(
+    args: argparse.Namespace, num_classes: Mapping[str, int], modes: Sequence[str] | None = None
+) -> dict[str, dict[str, VideoClsDataset]]:
+    """{mode: {hand: dataset}} of the given modes, or of those that this run uses."""
     settings = {
         "clip_len": args.num_frames,
         "frame_sample_rate": args.sampling_rate,
@@ -295,7 +306,7 @@ def build_datasets(
         except ValueError as error:  # a setting that a transform refuses, with the flag's name
             raise UserError(str(error)) from None
 
-    return {mode: {hand: dataset_of(mode, hand) for hand in num_classes} for mode in modes}
+    return {mode: {hand: dataset_of(mode, hand) for hand in num_classes} for mode in modes or modes_of(args)}
 
 
 def make_reader(args: argparse.Namespace) -> ClipReader:

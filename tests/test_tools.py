@@ -98,7 +98,7 @@ def test_backbone_of_a_missing_checkpoint_is_an_error(tmp_path, capsys):
     assert "none.pth" in capsys.readouterr().err
 
 
-def test_sample_strip_shows_recordings_with_both_actions(tmp_path):
+def test_pictures_of_the_docs_show_both_actions(tmp_path):
     for hand, labels in (("lh", (0, 1)), ("rh", (1, 0))):
         folder = tmp_path / f"{hand}_v0"
         write_list(folder / "train_list_video.txt", [(f"{i}.mp4", label) for i, label in enumerate(labels)])
@@ -111,6 +111,8 @@ def test_sample_strip_shows_recordings_with_both_actions(tmp_path):
     picture = Image.open(tmp_path / "pictures" / "sample_strip.png")
     # The second recording shows no action that the first does not.
     assert picture.size == (6 * 176, 132 + 22)
+    sheet = Image.open(tmp_path / "pictures" / "browse_dataset.png")
+    assert sheet.mode == "P" and sheet.height > 8 * 96  # two views of two clips of two hands
 
 
 def test_benchmark_runs_in_turns_and_relates_medians():

@@ -16,6 +16,8 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset.annotations import read_clip_list
 from dataset.loader import decode_frames
 from models import HANDS
+from scripts.tools import browse_dataset
+from scripts.tools.class_names import read_class_names
 from utils import UserError, atomic_open
 
 TILE = (176, 132)  # pixels, width and height of a frame
@@ -25,20 +27,15 @@ FRAMES = 6  # of a recording
 RECORDINGS = 5
 
 
-def read_names(path: Path) -> dict[int, str]:
-    """{label: name} of a `mapping.txt`."""
-    rows = (line.split(maxsplit=1) for line in path.read_text().splitlines() if line.strip())
-    return {int(label): name.replace("_", " ") for label, name in rows}
-
-
 def both_labels(data: Path) -> dict[str, tuple[str, ...]]:
     """{clip: (left hand's action, right hand's action)} of the training clips."""
     named: list[dict[str, str]] = []
     for hand in HANDS:
         folder = data / f"{hand}_v0"
-        names = read_names(folder / "mapping.txt")
+        names = read_class_names(folder / "mapping.txt")
         clips = read_clip_list(folder / "train_list_video.txt")
-        named.append({clip: names[int(label)] for clip, label in zip(clips, clips.labels, strict=True)})
+        labelled = zip(clips, clips.labels, strict=True)
+        named.append({clip: names[int(label)].replace("_", " ") for clip, label in labelled})
     return {clip: tuple(labels[clip] for labels in named) for clip in named[0] if clip in named[1]}
 
 
@@ -74,6 +71,15 @@ def sample_strip(data: Path) -> Image.Image:
     return Image.fromarray(np.concatenate([np.asarray(row) for row in rows]))
 
 
+def contact_sheet(data: Path) -> Image.Image:
+    """A small sheet of `browse_dataset`: two clips a hand with the default augmentation, 256 colours."""
+    flags = [f"--{hand}_data_path={data / f'{hand}_v0'}" for hand in HANDS]
+    # A recording is in both hands' folders.
+    roots = [f"--{hand}_data_root={data / 'lh_v0'}" for hand in HANDS]
+    args = browse_dataset.parse_flags([*flags, *roots, "--n", "2", "--cell", "96"])
+    return browse_dataset.make_sheet(args).quantize(256, dither=Image.Dither.NONE)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.make_doc_figures", description=__doc__)
@@ -81,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder of the pictures")
     args = parser.parse_args(argv)
     try:
-        with atomic_open(args.output / "sample_strip.png") as file:
-            sample_strip(args.data).save(file, format="PNG", optimize=True)
+        for name, draw in (("sample_strip", sample_strip), ("browse_dataset", contact_sheet)):
+            with atomic_open(args.output / f"{name}.png") as file:
+                draw(args.data).save(file, format="PNG", optimize=True)
     except (UserError, OSError) as error:
         sys.stderr.write(f"make_doc_figures: {error}\n")
         return 1
