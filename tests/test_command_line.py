@@ -56,6 +56,10 @@ OWN = {
     "dist_timeout": 60,
     "crop_scale": [0.08, 1.0],
     "aug_impl": "fast",
+    "video_backend": "auto",
+    "fname_tmpl": "img_{:05}.jpg",
+    "start_idx": 1,
+    "clip_cache": "",
     "compile": False,
 }
 
