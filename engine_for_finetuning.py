@@ -315,6 +315,7 @@ class DataWait:
 
     def __init__(self, device: torch.device):
         self.warmed_up = False  # the first interval of a run holds the start of the loader's processes
+        self.said = False  # whether the user has heard that the loader is too slow
         self._on_gpu = device.type == "cuda"
         self._spans: list[tuple[Any, Any]] = []
 
@@ -347,7 +348,6 @@ class EpochClock:
         self._waiting = waiting
         self._start = self._interval_start = time.perf_counter()
         self._waited = 0.0
-        self._said = False
 
     @property
     def data_wait(self) -> float:
@@ -360,8 +360,8 @@ class EpochClock:
         share = waited / (now - self._interval_start)
         self._waited += waited
         self._interval_start = now
-        if share > _SLOW_LOADER and self._waiting.warmed_up and not self._said:
-            self._said = True
+        if share > _SLOW_LOADER and self._waiting.warmed_up and not self._waiting.said:
+            self._waiting.said = True
             log.warning(
                 "the loader is the bottleneck: %.0f%% of the time since the last line was spent waiting for "
                 "data; raise --num_workers, or store smaller clips with more keyframes (docs/data.md)",

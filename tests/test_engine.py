@@ -518,11 +518,10 @@ def slow_loader_lines(caplog):
     return [r.getMessage() for r in caplog.records if "the loader is the bottleneck" in r.getMessage()]
 
 
-def test_slow_loader_is_said_once_an_epoch_with_what_to_do(monkeypatch, caplog):
+def test_slow_loader_is_said_once_with_what_to_do(monkeypatch, caplog):
     epochs_by_a_clock(monkeypatch, itertools.repeat(1), epochs=2)
-    first, second = slow_loader_lines(caplog)
-    assert "50% of the time" in first and "--num_workers" in first and "\n" not in first
-    assert first == second
+    (line,) = slow_loader_lines(caplog)
+    assert "50% of the time" in line and "--num_workers" in line and "\n" not in line
 
 
 @pytest.mark.parametrize("waits", [[90, 1, *[0.2] * 6], [0.3] * 8])
