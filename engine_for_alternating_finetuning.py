@@ -296,17 +296,18 @@ class AlternatingTrainer:
         meters.update(hand, loss.detach(), hits, len(clips), mixup is not None)
         return loss
 
-    def read_sums(self, meters: HandMeters) -> np.ndarray:
-        """The meters' sums over ranks; waits for the device.
+    def read_sums(self, meters: HandMeters) -> tuple[np.ndarray, int]:
+        """The meters' sums and the number of bad clips to collect, over ranks; waits for the device.
 
         Raises:
             NonFiniteLoss: on every rank, once any rank's loss or gradients were not finite.
         """
         is_bad = self.updater.first_bad_step >= 0
-        ranks_that_are_bad, sums = _sum_over_ranks(is_bad, meters.sums)
+        bad_clips = is_bad.new_full((), len(self.bad), dtype=torch.long)
+        ranks_that_are_bad, n_bad_clips, sums = _sum_over_ranks(is_bad, bad_clips, meters.sums)
         if ranks_that_are_bad[0]:
             raise NonFiniteLoss(self._describe_bad_step())
-        return sums.reshape(meters.sums.shape)
+        return sums.reshape(meters.sums.shape), int(n_bad_clips[0])
 
     def _describe_bad_step(self) -> str:
         first = int(self.updater.first_bad_step)
@@ -354,6 +355,7 @@ def train_one_epoch_alternating(
     meters: HandMeters,
     record: Callable[[int, dict[str, float]], None] = lambda steps, values: None,
     save: Callable[[int, np.ndarray], None] = lambda steps, sums: None,
+    collect_bad: Callable[[], None] = lambda: None,
 ) -> dict[str, float]:
     """Trains the steps of one epoch, or what is left of it.
 
@@ -365,6 +367,7 @@ def train_one_epoch_alternating(
         record: called at every logging interval with the steps made so far and the figures.
         save: called at every saving interval within the epoch with the steps made so far and the
             meters' sums over ranks. Not at its end: what is saved there has been validated.
+        collect_bad: called on all ranks, before the others, where any of them met unreadable clips.
 
     Returns:
         The epoch's averages over ranks: loss of each hand, accuracy where labels are not mixed,
@@ -386,7 +389,9 @@ def train_one_epoch_alternating(
         logs = done % recipe.log_interval == 0 or done == last_step
         saves = recipe.save_interval > 0 and done % recipe.save_interval == 0 and done < last_step
         if logs or saves:
-            sums = trainer.read_sums(meters)
+            sums, n_bad_clips = trainer.read_sums(meters)
+            if n_bad_clips:
+                collect_bad()
         if logs:
             values = meters.averages(sums) | _progress_figures(trainer, step, norm)
             values |= clock.interval(done - first_step)
@@ -409,22 +414,43 @@ def _progress_figures(trainer: AlternatingTrainer, step: int, norm: torch.Tensor
 
 
 def collect_bad_clips(
-    trainer: AlternatingTrainer, known: dict[str, dict[str, str]], output_dir: Path
+    trainer: AlternatingTrainer,
+    known: dict[str, dict[str, str]],
+    list_lengths: Mapping[str, int],
+    most: float,
+    output_dir: Path,
 ) -> None:
     """Adds the unreadable clips that all ranks met to `known`, {hand: {clip: reason}}.
 
     Rank 0 lists them in `bad_clips_{hand}.txt`.
+
+    Args:
+        trainer: has met them.
+        known: those of the run so far.
+        list_lengths: clips in each hand's list.
+        most: share of a list that may be unreadable.
+        output_dir: where rank 0 writes.
+
+    Raises:
+        UserError: on all ranks, if a hand has more of them.
     """
     gathered = broadcast_object(gather_objects(trainer.bad))
     trainer.bad = []
     news = set()
     for hand, name, reason in itertools.chain(*gathered):
-        known.setdefault(hand, {})[name] = reason
-        news.add(hand)
+        if name not in known.setdefault(hand, {}):
+            known[hand][name] = reason
+            news.add(hand)
     for hand in sorted(news):
-        path = output_dir / f"bad_clips_{hand}.txt"
-        on_main(lambda path=path, hand=hand: write_clips_and_reasons(path, known[hand].items()))
-        log.warning("%s: %d unreadable clips were replaced so far, see %s", hand, len(known[hand]), path)
+        path, bad = output_dir / f"bad_clips_{hand}.txt", known[hand]
+        on_main(lambda path=path, bad=bad: write_clips_and_reasons(path, bad.items()))
+        log.warning("%s: %d unreadable clips were replaced so far, see %s", hand, len(bad), path)
+        if len(bad) > most * list_lengths[hand]:
+            name, reason = next(iter(bad.items()))
+            raise UserError(
+                f"--max_bad_clips {most:g}: {len(bad)} of {list_lengths[hand]} training clips of {hand} could "
+                f"not be read, such as {name} ({reason}): repair them or take them from the list, see {path}"
+            )
 
 
 def _log_progress(recipe: Recipe, epoch: int, step: int, last_step: int, values: Mapping[str, float]) -> None:

@@ -119,6 +119,10 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     add("--fname_tmpl", default="img_{:05}.jpg", metavar="TEMPLATE", help="pictures of a folder of frames")
     add("--start_idx", type=utils.natural, default=1, help="number of a folder's first picture")
     add("--clip_cache", default="", metavar="DIR", help="keep local copies of clips behind URLs there")
+    add("--decode_timeout", type=utils.amount, default=60.0, metavar="SECONDS",
+        help="a clip that takes longer counts as unreadable, if there are workers; 0: never")  # fmt: skip
+    add("--max_bad_clips", type=utils.share, default=0.05, metavar="SHARE",
+        help="stop when more of a hand's training list than this cannot be read")  # fmt: skip
     add("--num_workers", type=utils.natural, help="decoding processes a rank; default: CPUs / local ranks")
     utils.add_switch(add, "pin_mem", "copy batches to GPUs from pinned memory")
     add = parser.add_argument_group("sampling and views").add_argument
@@ -366,7 +370,7 @@ class Evaluator:
         sizes = {hand: len(dataset) for hand, dataset in datasets.items()}
         clips = max(1, self.args.batch_size * self.args.num_sample // views)
         keys = evaluation_batches(sizes, clips, self.dist.rank, self.dist.world_size)
-        return build_loader(datasets, keys, self.args.num_workers, self.pins)
+        return build_loader(datasets, keys, self.args.num_workers, self.pins, self.args.decode_timeout)
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
@@ -452,6 +456,8 @@ class Training:
             # A best that another folder holds is of no use at this run's end.
             here = utils.on_main(lambda: [n for n in progress.best if self._checkpoint(n).exists()])
             progress.best = {name: progress.best[name] for name in here}
+            for hand, dataset in self.datasets.items():
+                dataset.known_bad.update(progress.bad_clips.get(hand, {}))
             log.info("resumed from %s at step %d", path, progress.step)
         folder = Path(self.args.log_dir or self.output_dir / "tensorboard")
         utils.on_main(lambda: utils.make_folder(folder, "--log_dir"))
@@ -465,16 +471,18 @@ class Training:
         trainer, progress = self._trainer(), self.state.progress
         first_epoch = progress.step // self.recipe.steps_per_epoch
         epoch_log = utils.EpochLog(self.output_dir / "log.txt", first_epoch)
-        save_step = functools.partial(self._save_step, trainer)
+        lengths = {hand: len(clips) for hand, clips in self.datasets.items()}
+        collect_bad = functools.partial(
+            collect_bad_clips, trainer, progress.bad_clips, lengths, self.args.max_bad_clips, self.output_dir
+        )
         for epoch in range(first_epoch, self.args.epochs):
             # Sums are added up over ranks when they are read, so one rank takes the saved ones.
             sums = progress.epoch_sums if self.dist.is_main else None
             meters = HandMeters(tuple(self.datasets), self.dist.device, sums)
             stats = train_one_epoch_alternating(
-                trainer, epoch, progress.step, meters, self._record, save_step
+                trainer, epoch, progress.step, meters, self._record, self._save_step, collect_bad
             )
             progress.step, progress.epoch_sums = (epoch + 1) * self.recipe.steps_per_epoch, None
-            collect_bad_clips(trainer, progress.bad_clips, self.output_dir)
             row = {"epoch": epoch, **{f"train_{name}": value for name, value in stats.items()}}
             better = self._validate(row)
             kept = (epoch + 1) % self.args.save_ckpt_freq == 0 or epoch + 1 == self.args.epochs
@@ -519,7 +527,7 @@ class Training:
         trained = torch.compile(model) if args.compile else model
         return AlternatingTrainer(
             utils.wrap_distributed(trained, self.dist, model.get_classifier()),
-            build_loader(self.datasets, keys, args.num_workers, self.evaluator.pins),
+            build_loader(self.datasets, keys, args.num_workers, self.evaluator.pins, args.decode_timeout),
             self.updater,
             create_criterion(args),
             recipe,
@@ -541,10 +549,9 @@ class Training:
     def _checkpoint(self, name: str) -> Path:
         return self.output_dir / f"checkpoint-{name}.pth"
 
-    def _save_step(self, trainer: AlternatingTrainer, steps: int, sums: np.ndarray) -> None:
+    def _save_step(self, steps: int, sums: np.ndarray) -> None:
         progress = self.state.progress
         progress.step, progress.epoch_sums = steps, sums.tolist()
-        collect_bad_clips(trainer, progress.bad_clips, self.output_dir)
         self._save(f"step-{steps}")
         if self.args.save_ckpt and self.dist.is_main:
             utils.prune_step_checkpoints(self.output_dir, self.args.keep_ckpts)

@@ -13,6 +13,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset.datasets import ClipBatch, ClipKey, HandsDataset, VideoClsDataset, collate_clips
+from dataset.decode_process import follow_the_parent
 from utils import UserError
 
 log = logging.getLogger(__name__)
@@ -97,7 +98,8 @@ def resolve_num_classes(data_set: str, given: int | None, data_path: str | Path,
     return max(int(read_clip_list(path).labels.max()) for path in present) + 1
 
 
-def _one_thread_a_worker(worker: int) -> None:
+def _set_up_worker(worker: int) -> None:
+    follow_the_parent()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 
@@ -107,6 +109,7 @@ def build_loader(
     batches: Iterable[list[ClipKey]],
     num_workers: int,
     pin_memory: bool = False,
+    decode_timeout: float = 60.0,
 ) -> Iterator[ClipBatch]:
     """The one pool of workers: serves a known sequence of batches of both hands, in order.
 
@@ -115,14 +118,16 @@ def build_loader(
         batches: keys of each batch, all of one hand.
         num_workers: processes that decode; 0 decodes in this one. The result is the same.
         pin_memory: copy batches into pinned memory, from which GPUs copy asynchronously.
+        decode_timeout: seconds after which a clip counts as unreadable, if there are workers; 0: never.
     """
     loader = DataLoader(
-        HandsDataset(datasets),
+        HandsDataset(datasets, decode_timeout),
         batch_sampler=_Batches(batches),
         num_workers=num_workers,
         collate_fn=collate_clips,
         pin_memory=pin_memory,
-        worker_init_fn=_one_thread_a_worker,
+        worker_init_fn=_set_up_worker,
+        multiprocessing_context="fork" if num_workers else None,
         prefetch_factor=2 if num_workers else None,
     )
     return _say_notes(loader)

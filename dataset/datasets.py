@@ -6,16 +6,19 @@ Frames stay 8-bit and channels-last until they are on the device.
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, get_worker_info
 
 from dataset import sampling
 from dataset.annotations import find_clip_folder, locate, read_clip_list
+from dataset.decode_process import DecodeProcess
 from dataset.loader import ClipError, ClipReader, DecodedClip
 from dataset.video_transforms import TestTransform, TrainTransform, ValidationTransform
 from utils import UserError, derive_seed
@@ -90,13 +93,17 @@ def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
     )
 
 
-class _Views(NamedTuple):
+class Views(NamedTuple):
     """The views of one clip, as a `ClipSample` holds them."""
 
     frames: np.ndarray
     rows: np.ndarray
     boxes: np.ndarray | None = None
     note: str = ""
+
+
+Draw = tuple[int | str, ...]  # what all seeds of a training sample derive from
+MakeViews = Callable[[int, Draw], Views]
 
 
 class VideoClsDataset(Dataset):
@@ -158,6 +165,7 @@ class VideoClsDataset(Dataset):
         if mode not in MODES:
             raise ValueError(f"{mode=} is none of {', '.join(MODES)}")
         self.hand, self.mode, self.seed, self.num_sample = hand, mode, seed, num_sample
+        self.known_bad: dict[str, str] = {}  # training clips that could not be read, and why
         self.clips = read_clip_list(anno_path, num_classes, unique=mode != "train")
         self.list_path = Path(anno_path)
         split = "train" if mode == "train" else "val"
@@ -171,8 +179,9 @@ class VideoClsDataset(Dataset):
             "sparse": sparse_sample,
         }
         self._num_segment = test_num_segment
+        self._most_views = num_sample if mode == "train" else test_num_segment * test_num_crop
         no_frames = np.zeros((0, clip_len, crop_size, crop_size, 3), np.uint8)
-        self._no_views = _Views(no_frames, np.zeros((0, 3), np.int64))
+        self._no_views = Views(no_frames, np.zeros((0, 3), np.int64))
         if mode == "train":
             self._transform = TrainTransform(
                 crop_size, aa, train_interpolation, hflip, reprob, recount, crop_scale, aug_impl
@@ -189,32 +198,54 @@ class VideoClsDataset(Dataset):
         """The clip's sample of the first pass."""
         return self.sample(ClipKey(self.hand, 0, clip))
 
-    def sample(self, key: ClipKey) -> ClipSample:
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of a sample with all views that there can be."""
+        return self._most_views * math.prod(self._no_views.frames.shape[1:])
+
+    def sample(self, key: ClipKey, make_views: MakeViews | None = None) -> ClipSample:
         """One sample: a function of the key and the run's seed alone.
 
-        In training an unreadable clip is replaced by another, which the same key determines; an
-        evaluation returns a sample without views instead.
+        In training an unreadable clip is replaced by another, which the same key determines, and stays
+        replaced from then on; an evaluation returns a sample without views instead.
+
+        Args:
+            key: names the sample.
+            make_views: stands in for this object's own method, in a process of its own.
 
         Raises:
             UserError: in training, no readable substitute was found.
         """
+        make_views = make_views or self.make_views
         if self.mode == "train":
-            return self._training_sample(key)
-        make_views = self._validation_view if self.mode == "validation" else self._test_views
+            return self._training_sample(key, make_views)
         try:
-            return self._sample_of(key.clip, make_views(key.clip))
+            return self._sample_of(key.clip, make_views(key.clip, ()))
         except ClipError as error:
             bad = BadClip(self.hand, self.clips[key.clip], str(error))
             return self._sample_of(key.clip, self._no_views, (bad,))
 
-    def _training_sample(self, key: ClipKey) -> ClipSample:
+    def make_views(self, clip: int, draw: Draw) -> Views:
+        """Decodes one clip and makes its views.
+
+        Raises:
+            ClipError: it cannot be read.
+        """
+        if self.mode == "train":
+            return self._training_views(clip, draw)
+        return self._validation_view(clip) if self.mode == "validation" else self._test_views(clip)
+
+    def _training_sample(self, key: ClipKey, make_views: MakeViews) -> ClipSample:
         bad: list[BadClip] = []
         clip, draw = key.clip, (self.seed, *key)
         for attempt in range(_MAX_REPLACEMENTS):
-            try:
-                return self._sample_of(clip, self._training_views(clip, draw), tuple(bad))
-            except ClipError as error:
-                bad.append(BadClip(self.hand, self.clips[clip], str(error)))
+            name = self.clips[clip]
+            if name not in self.known_bad:
+                try:
+                    return self._sample_of(clip, make_views(clip, draw), tuple(bad))
+                except ClipError as error:
+                    self.known_bad[name] = str(error)
+            bad.append(BadClip(self.hand, name, self.known_bad[name]))
             draw = (self.seed, *key, "replace", attempt)
             clip = derive_seed(*draw) % len(self.clips)
         raise UserError(
@@ -222,7 +253,7 @@ class VideoClsDataset(Dataset):
             f"{bad[-1].name!r}: {bad[-1].reason}; check the list and the data root"
         )
 
-    def _training_views(self, clip: int, draw: tuple[int | str, ...]) -> _Views:
+    def _training_views(self, clip: int, draw: Draw) -> Views:
         seed = derive_seed(*draw, "window")
 
         def choose(n: int) -> np.ndarray:  # a second decoder that tries the clip must draw the same
@@ -234,11 +265,11 @@ class VideoClsDataset(Dataset):
         boxes = np.stack([v.erase_boxes for v in views])
         return self._no_views._replace(frames=np.stack([v.frames for v in views]), boxes=boxes, note=note)
 
-    def _validation_view(self, clip: int) -> _Views:
+    def _validation_view(self, clip: int) -> Views:
         frames, order, note = self._decode(clip, lambda n: sampling.validation_indices(n, **self._sampling))
-        return _Views(self._transform(frames)[order][None], np.zeros((1, 3), np.int64), note=note)
+        return Views(self._transform(frames)[order][None], np.zeros((1, 3), np.int64), note=note)
 
-    def _test_views(self, clip: int) -> _Views:
+    def _test_views(self, clip: int) -> Views:
         """Every distinct view once, and a row for each (chunk, split)."""
         frames, windows, note = self._decode(
             clip, lambda n: sampling.test_views(n, num_segment=self._num_segment, **self._sampling)
@@ -253,28 +284,43 @@ class VideoClsDataset(Dataset):
                 if view == len(views):
                     views.append(crop[window])
                 rows.append((view, chunk, split))
-        return _Views(np.stack(views), np.asarray(rows, np.int64), note=note)
+        return Views(np.stack(views), np.asarray(rows, np.int64), note=note)
 
     def _decode(self, clip: int, choose: Callable[[int], np.ndarray]) -> DecodedClip:
         place = locate(self.clips[clip], self.clip_folder)
         return self._reader.read(place, int(self.clips.frames[clip]), choose)
 
-    def _sample_of(self, clip: int, views: _Views, bad: tuple[BadClip, ...] = ()) -> ClipSample:
+    def _sample_of(self, clip: int, views: Views, bad: tuple[BadClip, ...] = ()) -> ClipSample:
         boxes = np.zeros((len(views.frames), 0, 4), np.int16) if views.boxes is None else views.boxes
         name, label = self.clips[clip], int(self.clips.labels[clip])
         return ClipSample(self.hand, name, label, views.frames, boxes, views.rows, bad, views.note)
 
 
 class HandsDataset(Dataset):
-    """The clips of all hands behind one index, so that one pool of workers serves them in order."""
+    """The clips of all hands behind one index, so that one pool of workers serves them in order.
 
-    def __init__(self, hands: Mapping[str, VideoClsDataset]):
-        """Takes one dataset a hand."""
+    Args:
+        hands: one dataset a hand.
+        decode_timeout: seconds that a clip may take in a worker of the loader.
+    """
+
+    def __init__(self, hands: Mapping[str, VideoClsDataset], decode_timeout: float = 60.0):
         self.hands = dict(hands)
+        self._timeout = decode_timeout
+        self._process: DecodeProcess | None = None
 
     def __len__(self) -> int:
         return sum(len(dataset) for dataset in self.hands.values())
 
     def __getitem__(self, key: tuple[str, int, int]) -> ClipSample:
         key = ClipKey(*key)
-        return self.hands[key.hand].sample(key)
+        dataset = self.hands[key.hand]
+        if get_worker_info() is None:
+            return dataset.sample(key)
+        if self._process is None:
+            capacity = max(dataset.most_bytes for dataset in self.hands.values())
+            self._process = DecodeProcess(self._make_views, capacity, self._timeout)
+        return dataset.sample(key, functools.partial(self._process.ask, key.hand))
+
+    def _make_views(self, hand: str, clip: int, draw: Draw) -> Views:
+        return self.hands[hand].make_views(clip, draw)

@@ -60,6 +60,8 @@ OWN = {
     "fname_tmpl": "img_{:05}.jpg",
     "start_idx": 1,
     "clip_cache": "",
+    "decode_timeout": 60.0,
+    "max_bad_clips": 0.05,
     "compile": False,
 }
 

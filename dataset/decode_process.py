@@ -1,0 +1,123 @@
+"""A process that opens clips for another one, and may hang or crash without harm.
+
+Decoders are C code which some files keep busy for ever or make crash. So each worker of the loader has
+a child that opens clips: one that is late is killed and replaced, and the clip counts as unreadable.
+Views come back through memory that both share.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import mmap
+import multiprocessing
+import os
+import signal
+import sys
+import traceback
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+
+from dataset.loader import ClipError
+from utils import UserError
+
+_ATTEMPTS = 2  # a process may also have been ended from outside
+_SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it
+_OF_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+def follow_the_parent() -> None:
+    """Leaves signals to the process that started this one, and ends with it.
+
+    Schedulers and terminals send their signals to every process of a job; the main one decides.
+    """
+    for number in _OF_THE_MAIN_PROCESS:
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+
+
+class DecodeProcess:
+    """A child process that answers one request at a time.
+
+    Args:
+        answer: makes a named tuple with an array `frames` of bytes; runs in the child, which has
+            everything that this process has at the first request.
+        capacity: bytes of the largest `frames`.
+        timeout: seconds after which a request is given up; 0: never.
+    """
+
+    def __init__(self, answer: Callable[..., Any], capacity: int, timeout: float):
+        self._answer, self._timeout = answer, timeout
+        self._memory = np.frombuffer(mmap.mmap(-1, capacity), np.uint8)
+        self._pid: int | None = None
+        self._pipe: Connection | None = None
+
+    def ask(self, *request: Any) -> Any:
+        """The answer to a request.
+
+        Raises:
+            ClipError: the answer's own, or it took too long, or it ended its process again and again.
+            UserError: the answer's own.
+        """
+        for _ in range(_ATTEMPTS):
+            if self._pid is None:
+                self._start()
+            try:
+                self._pipe.send(request)
+                if not self._pipe.poll(self._timeout or None):
+                    self._end()
+                    raise ClipError(f"took longer than --decode_timeout {self._timeout:g} s")
+                reply = self._pipe.recv()
+            except (EOFError, ConnectionError):
+                cause = self._end()
+                continue
+            if isinstance(reply, Exception):
+                raise reply
+            return reply._replace(frames=self._stored(reply.frames).copy())
+        raise ClipError(f"ended the process that opened it, twice ({cause})")
+
+    def _stored(self, shape: tuple[int, ...]) -> np.ndarray:
+        return self._memory[: int(np.prod(shape))].reshape(shape)
+
+    def _start(self) -> None:
+        ours, theirs = multiprocessing.Pipe()
+        self._pid = os.fork()
+        if self._pid == 0:
+            ours.close()  # so that the child sees the end of its parent
+            try:
+                self._serve(theirs)
+            finally:
+                os._exit(0)
+        theirs.close()
+        self._pipe = ours
+
+    def _end(self) -> str:
+        """Makes sure that the child is gone; how it ended."""
+        os.kill(self._pid, signal.SIGKILL)
+        _, status = os.waitpid(self._pid, 0)
+        self._pid = None
+        self._pipe.close()
+        code = os.waitstatus_to_exitcode(status)
+        return signal.Signals(-code).name if code < 0 else f"exit code {code}"
+
+    def _serve(self, pipe: Connection) -> None:
+        follow_the_parent()
+        while True:
+            try:
+                request = pipe.recv()
+            except EOFError:
+                return
+            pipe.send(self._reply(request))
+
+    def _reply(self, request: tuple[Any, ...]) -> Any:
+        try:
+            reply = self._answer(*request)
+        except (ClipError, UserError) as error:
+            return error
+        except Exception:
+            return RuntimeError(traceback.format_exc())
+        self._stored(reply.frames.shape)[:] = reply.frames
+        return reply._replace(frames=reply.frames.shape)

@@ -1,0 +1,217 @@
+"""Clips that hang or crash the decoder, in the real loader with its worker processes."""
+
+import ctypes
+import os
+import signal
+import time
+from pathlib import Path
+
+import decord
+import numpy as np
+import pytest
+import torch
+from conftest import draw_recording, write_list, write_video
+
+from dataset.build import build_dataset, build_loader, evaluation_batches
+from dataset.datasets import ClipKey
+from dataset.decode_process import DecodeProcess
+from dataset.loader import ClipError, DecodedClip
+from utils import UserError
+
+SIZES = {"clip_len": 4, "frame_sample_rate": 2, "crop_size": 32, "short_side_size": 36}
+N_CLIPS = 10
+TROUBLE = 3  # the clip that makes it
+
+
+@pytest.fixture
+def clips(tmp_path):
+    """Ten clips in a training and a validation list; the fourth is not there yet."""
+    names = [f"c{number}.mp4" for number in range(N_CLIPS)]
+    for number, name in enumerate(names):
+        if number != TROUBLE:
+            write_video(tmp_path / "videos" / name, draw_recording(number, n_frames=20))
+    for mode in ("train", "val"):
+        write_list(tmp_path / f"{mode}_list_video.txt", [(name, n % 3) for n, name in enumerate(names)])
+    return tmp_path
+
+
+def batches_of(folder, mode, num_workers=2, timeout=1.0):
+    dataset = build_dataset(mode, folder, num_sample=2, seed=3, **SIZES)
+    keys = evaluation_batches({"lh": N_CLIPS}, 2, 0, 1)
+    if mode == "train":
+        keys = [[ClipKey("lh", pass_, key.clip) for key in batch] for pass_ in range(2) for batch in keys]
+    return list(build_loader({"lh": dataset}, keys, num_workers, torch.cuda.is_available(), timeout))
+
+
+def assert_equal_batches(first, second):
+    """All but the reasons of bad clips."""
+    for a, b in zip(first, second, strict=True):
+        assert (a.hand, a.names) == (b.hand, b.names)
+        assert [bad[:2] for bad in a.bad] == [bad[:2] for bad in b.bad]
+        for name in ("labels", "frames", "clip_of_view", "erase_boxes", "rows"):
+            assert torch.equal(getattr(a, name), getattr(b, name))
+
+
+def reasons(batches):
+    return {bad.name: bad.reason for batch in batches for bad in batch.bad}
+
+
+@pytest.fixture(params=["train", "validation", "test"])
+def mode_and_truth(request, clips):
+    """A mode, and its batches without workers while the troublesome clip is simply missing."""
+    return request.param, batches_of(clips, request.param, num_workers=0)
+
+
+def test_fifo_counts_as_unreadable_and_no_other_sample_changes(clips, mode_and_truth):
+    mode, truth = mode_and_truth
+    os.mkfifo(clips / "videos" / f"c{TROUBLE}.mp4")
+    batches = batches_of(clips, mode)
+    assert_equal_batches(batches, truth)
+    assert reasons(batches) == {f"c{TROUBLE}.mp4": "took longer than --decode_timeout 1 s"}
+
+
+class Troublesome(decord.VideoReader):
+    """decord, but one clip calls `trouble` inside C while holding Python's lock."""
+
+    trouble = staticmethod(lambda: None)
+
+    def __init__(self, path, **kwargs):
+        if str(path).endswith(f"c{TROUBLE}.mp4"):
+            self.trouble()
+        super().__init__(path, **kwargs)
+
+
+def put_clip(folder):
+    write_video(folder / "videos" / f"c{TROUBLE}.mp4", draw_recording(TROUBLE, n_frames=20))
+
+
+def test_decoder_that_sleeps_inside_c_is_replaced(clips, mode_and_truth, monkeypatch):
+    mode, truth = mode_and_truth
+    put_clip(clips)
+    monkeypatch.setattr(Troublesome, "trouble", lambda self: ctypes.PyDLL(None).sleep(600))
+    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    batches = batches_of(clips, mode)
+    assert_equal_batches(batches, truth)
+    assert reasons(batches) == {f"c{TROUBLE}.mp4": "took longer than --decode_timeout 1 s"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
+def test_decoder_that_takes_its_process_with_it_is_survived(clips, mode_and_truth, monkeypatch, number):
+    mode, truth = mode_and_truth
+    put_clip(clips)
+    monkeypatch.setattr(Troublesome, "trouble", lambda self: os.kill(os.getpid(), number))
+    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    batches = batches_of(clips, mode, timeout=30)
+    assert_equal_batches(batches, truth)
+    expected = f"ended the process that opened it, twice ({signal.Signals(number).name})"
+    assert reasons(batches) == {f"c{TROUBLE}.mp4": expected}
+
+
+def test_process_that_is_killed_once_from_outside_costs_no_clip(clips, monkeypatch):
+    put_clip(clips)
+    truth = batches_of(clips, "train", num_workers=0)
+    flag = clips / "killed"
+
+    def once(self):
+        if not flag.exists():
+            flag.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(Troublesome, "trouble", once)
+    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    batches = batches_of(clips, "train", timeout=30)
+    assert flag.exists()
+    assert_equal_batches(batches, truth)
+    assert reasons(batches) == {}
+
+
+def test_clip_that_hung_once_is_not_waited_for_again(clips, monkeypatch):
+    put_clip(clips)
+    tries = clips / "tries"
+
+    def hang(self):
+        with tries.open("a") as file:
+            file.write("once\n")
+        time.sleep(600)
+
+    monkeypatch.setattr(Troublesome, "trouble", hang)
+    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    dataset = build_dataset("train", clips, **SIZES)
+    keys = [[ClipKey("lh", pass_, TROUBLE)] for pass_ in range(40)]
+    batches = list(build_loader({"lh": dataset}, keys, 1, decode_timeout=0.5))
+    assert len(batches) == 40
+    assert all(batch.bad and {bad.name for bad in batch.bad} == {f"c{TROUBLE}.mp4"} for batch in batches)
+    assert tries.read_text() == "once\n"
+
+
+def test_known_bad_clips_are_not_even_opened(clips):
+    put_clip(clips)
+    dataset = build_dataset("train", clips, **SIZES)
+    dataset.known_bad[f"c{TROUBLE}.mp4"] = "hung"
+    sample = dataset.sample(ClipKey("lh", 0, TROUBLE))
+    assert sample.name != f"c{TROUBLE}.mp4"
+    assert sample.bad == (("lh", f"c{TROUBLE}.mp4", "hung"),)
+
+
+# ------------------------------------------------------------------------------------ the process
+
+
+def answer(frames):
+    return DecodedClip(frames, np.arange(3), "note")
+
+
+def test_answers_come_back_as_they_were():
+    process = DecodeProcess(answer, 10**6, 10.0)
+    for shape in ((4, 5, 3), (0, 5, 3), (100, 100, 100)):
+        frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+        reply = process.ask(frames)
+        np.testing.assert_array_equal(reply.frames, frames)
+        assert reply.note == "note"
+        first = reply
+    process.ask(np.zeros((100, 100, 100), np.uint8))
+    assert first.frames.any()  # a later answer does not write over an earlier one
+
+
+@pytest.mark.parametrize("kind", [ClipError, UserError])
+def test_errors_that_mean_something_arrive_as_such(kind):
+    def fail():
+        raise kind("why")
+
+    with pytest.raises(kind, match=r"^why$"):
+        DecodeProcess(fail, 10, 10.0).ask()
+
+
+def test_any_other_error_brings_its_traceback():
+    with pytest.raises(RuntimeError, match="ZeroDivisionError"):
+        DecodeProcess(lambda: 1 / 0, 10, 10.0).ask()
+
+
+def children():
+    return Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()
+
+
+def test_nothing_is_left_of_processes_that_hung():
+    before = children()
+    descriptors = len(list(Path("/proc/self/fd").iterdir()))
+    process = DecodeProcess(lambda: time.sleep(600), 10, 0.1)
+    for _ in range(5):
+        with pytest.raises(ClipError):
+            process.ask()
+    assert children() == before  # neither alive nor waiting to be buried
+    assert len(list(Path("/proc/self/fd").iterdir())) == descriptors
+
+
+def test_child_ends_with_its_parent():
+    read, write = os.pipe()
+    parent = os.fork()
+    if parent == 0:
+        process = DecodeProcess(lambda: answer(np.frombuffer(str(os.getpid()).encode(), np.uint8)), 20, 10.0)
+        os.write(write, process.ask().frames.tobytes())
+        os.kill(os.getpid(), signal.SIGKILL)
+    os.waitpid(parent, 0)
+    child = int(os.read(read, 20))
+    for _ in range(100):
+        if not Path(f"/proc/{child}").exists() or "Z" in Path(f"/proc/{child}/stat").read_text().split()[2]:
+            return
+        time.sleep(0.1)
+    pytest.fail("the child lives on")
