@@ -17,6 +17,7 @@ Shapes: T frames, H W pixels of a frame, S side of a view. Coordinates are conti
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 
@@ -65,22 +66,24 @@ def composed_view(
     take = _warping(view_to_source, size, shape) if maps else _cropping(box, flip, size)
 
     view = take(frames)
-    means = _taken_means(frames, take, _needed(view_to_source, size, shape)) if "Sharpness" in names else None
+    needed = _needed(view_to_source, size, shape)
+    means = _taken_means(frames, take, needed, size) if "Sharpness" in names else None
     thin = None if STATISTICS.isdisjoint(names) else _thinned(frames)
-    for i, op in enumerate(operations):  # what no operation from here on needs is not followed any more
-        means = means if "Sharpness" in names[i:] else None
-        thin = None if STATISTICS.isdisjoint(names[i:]) else thin
+    for i, op in enumerate(operations):
+        later = names[i + 1 :]  # what none of these needs is not followed any more
+        parts = [view, means] if "Sharpness" in later else [view]
+        measured = not STATISTICS.isdisjoint(later)
         if op.name in GEOMETRY:
-            _fill_outside(view, outside[i])
-            if means is not None:
-                _fill_outside(means, outside[i])
-            thin = None if thin is None else _warp_thin(thin, maps[i], shape)
+            _fill_outside(parts, outside[i])
+            thin = _warp_thin(thin, maps[i], shape) if measured else None
         elif op.name == "Sharpness":
-            view = _sharpened(view, means, *op.args)
-            thin = None if thin is None else _sharpened(thin, _means(thin), *op.args)
+            _sharpen(view, means, *op.args)
+            if measured:
+                _sharpen(thin, _means(thin), *op.args)
         else:
             recolour = _recolouring(op, thin)
-            view, means, thin = (None if part is None else recolour(part) for part in (view, means, thin))
+            for part in [*parts, thin] if measured else parts:
+                recolour(part)
     return view
 
 
@@ -176,12 +179,13 @@ def _warping(matrix: np.ndarray, size: int, frame: tuple[int, int]) -> ClipFunct
     return warp
 
 
-def _fill_outside(view: np.ndarray, outside: np.ndarray) -> None:
+def _fill_outside(parts: Sequence[np.ndarray], outside: np.ndarray) -> None:
     """Paints grey what an operation moved in from outside of the frame, in place."""
-    if outside.any():
-        grey = np.full(view.shape[1:], FILL, np.uint8)
-        for frame in view:
-            cv2.copyTo(grey, outside, frame)
+    if not outside.any():
+        return
+    grey = np.full((*outside.shape, 3), FILL, np.uint8)
+    for frame in itertools.chain(*parts):
+        cv2.copyTo(grey, outside, frame)
 
 
 # ------------------------------------------------------------------------------------ colours
@@ -199,12 +203,10 @@ def _recolouring(op: Operation, thin: np.ndarray | None) -> ClipFunction:
     return lambda frames: _by_frame(cv2.LUT, frames, tables)
 
 
-def _by_frame(change: Callable, frames: np.ndarray, how: Sequence[np.ndarray]) -> np.ndarray:
-    """Applies a function of OpenCV to each frame, with its own argument."""
-    changed = np.empty_like(frames)
-    for frame, argument, target in zip(frames, how, changed, strict=True):
-        change(frame, argument, dst=target)
-    return changed
+def _by_frame(change: Callable, frames: np.ndarray, how: Sequence[np.ndarray]) -> None:
+    """Applies a function of OpenCV to each frame in place, with its own argument."""
+    for frame, argument in zip(frames, how, strict=True):
+        change(frame, argument, dst=frame)
 
 
 def _statistical_tables(op: Operation, thin: np.ndarray) -> Sequence[np.ndarray]:
@@ -224,12 +226,11 @@ def _contrast_table(frame: np.ndarray, factor: float) -> np.ndarray:
 
 def _stretching_tables(thin: np.ndarray) -> np.ndarray:
     """Tables `(T, 256, 1, 3)` that stretch each channel to the full range, as PIL's `autocontrast` does."""
-    rows = thin.reshape(*thin.shape[:2], -1)  # to the end of a row first: much faster than by channel
+    rows = thin.reshape(*thin.shape[:2], -1)  # down the columns first: much faster than by channel
     low, high = (ends(axis=1).reshape(-1, *thin.shape[2:]) for ends in (rows.min, rows.max))
-    low, high = low.min(axis=1)[:, None, None].astype(int), high.max(axis=1)[:, None, None]
-    ramp = np.arange(256)[:, None, None]
-    stretched = (ramp - low) * (255 / np.maximum(high - low, 1))
-    return np.where(high > low, stretched.clip(0, 255), ramp).astype(np.uint8)
+    low, high = (ends[:, None, None].astype(int) for ends in (low.min(axis=1), high.max(axis=1)))
+    ramp, scale = np.arange(256)[:, None, None], 255 / np.maximum(high - low, 1)
+    return np.where(high > low, (ramp * scale - low * scale).clip(0, 255), ramp).astype(np.uint8)
 
 
 def _equalising_tables(frame: np.ndarray) -> np.ndarray:
@@ -248,14 +249,16 @@ def equalising_table(histogram: np.ndarray) -> np.ndarray:
     return np.minimum((step // 2 + below) // step, 255).astype(np.uint8)
 
 
-def _taken_means(frames: np.ndarray, take: ClipFunction, needed: tuple[slice, slice]) -> np.ndarray:
+def _taken_means(
+    frames: np.ndarray, take: ClipFunction, needed: tuple[slice, slice], size: int
+) -> np.ndarray:
     """The view of the means of 3 x 3 pixels, which are computed where it needs them."""
     means = np.empty_like(frames[:1])  # one frame's place for all: touching new memory takes longer
-    views = []
-    for frame in frames:
+    views = np.empty((len(frames), size, size, 3), np.uint8)
+    for frame, view in zip(frames, views, strict=True):
         cv2.blur(frame[needed], (3, 3), dst=means[0][needed])
-        views.append(take(means))
-    return np.concatenate(views)
+        view[:] = take(means)[0]
+    return views
 
 
 def _means(frames: np.ndarray) -> np.ndarray:
@@ -263,11 +266,11 @@ def _means(frames: np.ndarray) -> np.ndarray:
     return np.stack([cv2.blur(frame, (3, 3)) for frame in frames])
 
 
-def _sharpened(frames: np.ndarray, means: np.ndarray, factor: float) -> np.ndarray:
-    """PIL's sharpening: the weighted mean of a picture and of a smooth one (3 x 3, the centre five-fold)."""
+def _sharpen(frames: np.ndarray, means: np.ndarray, factor: float) -> None:
+    """PIL's sharpening, in place: weighs a picture and a smooth one (3 x 3, the centre five-fold)."""
     share = (1 - factor) * 9 / 13
-    first, second = (part.reshape(len(part), -1) for part in (frames, means))
-    return cv2.addWeighted(first, 1 - share, second, share, 0).reshape(frames.shape)
+    for frame, mean in zip(frames, means, strict=True):
+        cv2.addWeighted(frame, 1 - share, mean, share, 0, dst=frame)
 
 
 # --------------------------------------------------------------------------------- statistics
