@@ -98,7 +98,10 @@ def resized_crop(frames: np.ndarray, box: tuple[int, int, int, int], size: int) 
 
 def hflip(frames: np.ndarray) -> np.ndarray:
     """Mirrors `(T, H, W, 3)` frames left to right, into contiguous memory."""
-    return np.ascontiguousarray(frames[:, :, ::-1])
+    flipped = np.empty_like(frames)
+    for source, target in zip(frames, flipped, strict=True):
+        cv2.flip(source, 1, dst=target)
+    return flipped
 
 
 def _resize(frames: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -91,6 +91,17 @@ def test_auto_contrast_stretches_a_dull_clip(video):
     assert mean_difference(view, functional.resized_crop(dull, box, SIZE)) > 30
 
 
+@pytest.mark.parametrize("width", [0, 1, 3, 60])
+def test_tables_of_a_whole_frame_are_pil_s_bit_for_bit(width):
+    # A frame this small is not thinned, and a crop of all of it at its own size changes nothing.
+    rng = np.random.default_rng(width)
+    darkest = rng.integers(20, 180, (5, 1, 1, 3))
+    frames = (darkest + rng.integers(width, size=(5, 64, 64, 3), endpoint=True)).astype(np.uint8)
+    for name, change in (("AutoContrast", ImageOps.autocontrast), ("Equalize", ImageOps.equalize)):
+        view = composed_view(frames, [Operation(name, None, (), {})], CropBox(0, 0, 64, 64), False, 64)
+        assert np.array_equal(view, [np.asarray(change(Image.fromarray(frame))) for frame in frames])
+
+
 @pytest.mark.parametrize("flip", [False, True])
 def test_the_recipe_s_chains_are_nearly_the_plain_ones(video, flip):
     augment, errors = ClipRandAugment(RECIPE, 224, "bicubic"), []
@@ -133,6 +144,18 @@ def test_no_operation_is_the_plain_crop_bit_for_bit(video):
         plain = functional.resized_crop(frames, box, SIZE)
         expected = functional.hflip(plain) if flip else plain
         assert np.array_equal(composed_view(frames, [], box, flip, SIZE), expected)
+
+
+def test_nothing_is_read_that_was_not_written(video, monkeypatch):
+    augment = ClipRandAugment("rand-m7-n4-p0.9-mstd0.5-inc1", 224, "bicubic")
+    views = {}
+    for filler in (0, 255):
+        monkeypatch.setattr(np, "empty_like", lambda array, filler=filler: np.full_like(array, filler))
+        views[filler] = [
+            composed_view(video[:1], augment.draw(number), clip_of(video, number)[1], False, SIZE)
+            for number in range(60)
+        ]
+    assert np.array_equal(views[0], views[255])
 
 
 def test_view_of_nothing_but_what_was_shifted_in_is_grey(video):
