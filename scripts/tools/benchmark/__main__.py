@@ -31,6 +31,7 @@ from scripts.tools.benchmark.data import AUGMENT_SIZES, benchmark_augment, bench
 from scripts.tools.benchmark.lists import benchmark_list
 from scripts.tools.benchmark.merge import benchmark_merge
 from scripts.tools.benchmark.model import benchmark_depth, benchmark_heads, benchmark_model
+from scripts.tools.benchmark.timing import CLOCKS
 from scripts.tools.benchmark.train import benchmark_train
 from utils import UserError, count, natural, write_json
 
@@ -109,6 +110,9 @@ def get_parser() -> argparse.ArgumentParser:
         command = commands.add_parser(name, help=help_text)
         command.set_defaults(run=run)
         command.add_argument("--repeats", type=count, default=repeats, help=f"turns that count; {repeats}")
+        command.add_argument(
+            "--clock", choices=CLOCKS, default="wall", help="cpu: count this process's time alone"
+        )
         command.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
         return command
 

@@ -30,6 +30,7 @@ DECODERS = {"decord": loader._decode_with_decord, "PyAV": loader._decode_with_py
 _KEYFRAMES = {"keyframes every 12": 12, "default keyframes": None}
 AUGMENT_SIZES = (Size(340, 256), Size(568, 320), Size(1280, 720))
 _THROUGHPUT_BATCH = 4  # clips
+_WARPS = 64
 
 
 def training_window(
@@ -62,7 +63,7 @@ def _measure_decoders(args: argparse.Namespace, size: Size, folder: Path) -> dic
     for keyframes, step in _KEYFRAMES.items():
         clip = scale_clip(args.clip, folder / f"{step}.mp4", size, step)
         runs |= {f"{name}, {keyframes}": decoding(decode, clip) for name, decode in DECODERS.items()}
-    return measure_in_turns(runs, args.repeats)
+    return measure_in_turns(runs, args.repeats, args.clock)
 
 
 # ------------------------------------------------------------------------------------------ data
@@ -81,9 +82,13 @@ def benchmark_data(args: argparse.Namespace) -> dict[str, dict[str, Any]]:
 def _measure_data(args: argparse.Namespace, size: Size, clip: Path) -> dict[str, Any]:
     run_args, datasets = run_on_clip(clip, "--disable_eval_during_finetuning")
     train, test = (next(iter(datasets[mode].values())) for mode in ("train", "test"))
+
+    def beside_decoding(runs: dict[str, Run]) -> Summary:
+        return summarize(measure_in_turns(runs, args.repeats, args.clock), "decode")
+
     figures: dict[str, Any] = {
-        "train": summarize(measure_in_turns(training_runs(train, clip, run_args), args.repeats), "decode"),
-        "test": summarize(measure_in_turns(test_item_runs(test, clip, run_args), args.repeats), "decode"),
+        "train": beside_decoding(training_runs(train, clip, run_args)),
+        "test": beside_decoding(test_item_runs(test, clip, run_args)),
         "bytes_a_view": bytes_a_view(train),
     }
     print_summary(f"{size}: a training sample of {run_args.num_sample} views", figures["train"], "ratio")
@@ -150,9 +155,9 @@ def benchmark_augment(args: argparse.Namespace) -> dict[str, Summary]:
     result = {}
     for size in args.sizes:
         frames = np.stack([cv2.resize(frame, size) for frame in real])
-        summary = summarize(measure_in_turns(_augmentations(frames), args.repeats), "reference")
+        summary = summarize(measure_in_turns(_augmentations(frames), args.repeats, args.clock), "reference")
         for row in summary.values():
-            row["warps"] = 16 * row["median_ms"] / summary["16 warps"]["median_ms"]
+            row["warps"] = _WARPS * row["median_ms"] / summary[f"{_WARPS} warps"]["median_ms"]
         print_summary(f"two views of 16 frames of {size}, RandAugment and crop to 224", summary)
         warps = ", ".join(f"{name} {row['warps']:.0f}" for name, row in summary.items())
         say(f"in warps of one frame: {warps}\n")
@@ -171,7 +176,10 @@ def _augmentations(frames: np.ndarray) -> dict[str, Run]:
         return lambda turn: [transform(frames, 2 * turn + view) for view in range(2)]
 
     return {
-        "16 warps": lambda turn: [cv2.warpAffine(frame, matrix, (224, 224), flags=flags) for frame in frames],
+        # As many as take about as long as the augmentation, so that what interrupts one interrupts the other.
+        f"{_WARPS} warps": lambda turn: [
+            cv2.warpAffine(frames[i % len(frames)], matrix, (224, 224), flags=flags) for i in range(_WARPS)
+        ],
         "reference": two_views("reference"),
         "fast": two_views("fast"),
     }

@@ -40,10 +40,10 @@ def benchmark_list(args: argparse.Namespace) -> dict[str, Any]:
             "one line": lambda turn: build_dataset("train", one),
             f"{args.lines} lines": lambda turn: build_dataset("train", many),
         }
-        seconds = measure_in_turns(runs, args.repeats)
+        seconds = measure_in_turns(runs, args.repeats, args.clock)
         memory = extra_memory(*(_in_new_process(NEW_PROCESS, measure_memory, path) for path in (one, many)))
     summary = summarize(seconds, "one line")
-    print_summary("building a dataset on a list", summary)
+    print_summary("building a dataset on a list", summary, "ratio")
     _print_memory(f"what {args.lines} lines take over one line", memory)
     return {"seconds": summary, "memory_mb": memory}
 
@@ -76,7 +76,7 @@ def measure_memory(folder: Path) -> dict[str, float]:
     Returns:
         `resident`: what this process holds more once the dataset exists; `peak`: what it held more
         at most; `worker_private`: what a worker that walks the whole list gets for itself alone, and
-        `worker_share`: its share of all that it uses, which counts shared memory in parts.
+        `worker_pss`: its share of all that it uses, which counts shared memory in parts.
     """
     before = _kilobytes("status", "VmRSS")
     # From here on the peak is that of reading the list, not of importing libraries.
@@ -97,7 +97,7 @@ def _measure_walk(dataset: VideoClsDataset) -> dict[str, float]:
         _ = dataset.clips[clip], int(label)
     private = _kilobytes("smaps_rollup", "Private_Dirty") - before
     share = _kilobytes("smaps_rollup", "Pss")
-    return {"worker_private": private * 1024 / 1e6, "worker_share": share * 1024 / 1e6}
+    return {"worker_private": private * 1024 / 1e6, "worker_pss": share * 1024 / 1e6}
 
 
 def _kilobytes(file: str, field: str) -> int:

@@ -26,7 +26,7 @@ def benchmark_merge(args: argparse.Namespace) -> Summary:
             "read": lambda turn: [read_results(path) for path in files],
             "read and merge": lambda turn: merge_hand(folder, args.ranks, _HAND),
         }
-        summary = summarize(measure_in_turns(runs, args.repeats), "read")
+        summary = summarize(measure_in_turns(runs, args.repeats, args.clock), "read")
     title = f"{args.clips} clips x {args.views} views x {args.classes} classes of {args.ranks} rank(s)"
     print_summary(title, summary, "ratio")
     return summary

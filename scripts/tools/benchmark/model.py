@@ -35,7 +35,7 @@ def benchmark_model(args: argparse.Namespace) -> Summary:
         "unfused attention": lambda turn: step(SDPBackend.MATH),
         "fused attention": lambda turn: step(SDPBackend.FLASH_ATTENTION),
     }
-    summary = summarize(measure_in_turns(runs, args.repeats), "unfused attention")
+    summary = summarize(measure_in_turns(runs, args.repeats, args.clock), "unfused attention")
     title = f"{args.model}, {args.depth} blocks, {args.batch_size} clips of 16x224x224, forward and backward"
     print_summary(f"{title}, {torch.get_num_threads()} thread(s), fp32", summary)
     return summary
@@ -57,7 +57,7 @@ def benchmark_depth(args: argparse.Namespace) -> Summary:
         return step
 
     runs = {f"{depth} blocks": stepper(depth) for depth in args.depths}
-    summary = summarize(measure_in_turns(runs, args.repeats), f"{max(args.depths)} blocks")
+    summary = summarize(measure_in_turns(runs, args.repeats, args.clock), f"{max(args.depths)} blocks")
     title = "the tiny model, 32 clips of 4x64x64, forward and backward"
     print_summary(f"{title}, {torch.get_num_threads()} thread(s), fp32", summary)
     return summary
@@ -106,7 +106,7 @@ def _measure_heads(rank: int, args: argparse.Namespace, folder: Path) -> None:
         ),
         "heads apart": stepper(with_heads_apart, apart=True),
     }
-    seconds = measure_in_turns(runs, args.repeats)
+    seconds = measure_in_turns(runs, args.repeats, args.clock)
     if rank == 0:
         write_json(folder / "seconds.json", seconds)
     leave_process_group()

@@ -60,7 +60,7 @@ def benchmark_train(args: argparse.Namespace) -> dict[str, Any]:
         run_args, datasets = run_on_clip(clip, *_run_flags(args, place.device))
         trainers = _build_trainers(run_args, datasets["train"], place.device, (args.repeats + 1) * args.steps)
         runs = {name: _stepping(trainer, args.steps) for name, trainer in trainers.items()}
-        seconds = _measure(runs, args.repeats, run_args.num_workers)
+        seconds = _measure(runs, args, run_args.num_workers)
     summary = summarize(seconds, "from memory")
     clips_a_turn = args.steps * run_args.batch_size * run_args.update_freq * run_args.num_sample
     for row in summary.values():
@@ -141,10 +141,11 @@ def _stepping(trainer: AlternatingTrainer, steps: int) -> Run:
     return make_steps
 
 
-def _measure(runs: Mapping[str, Run], turns: int, num_workers: int) -> dict[str, list[float]]:
+def _measure(runs: Mapping[str, Run], args: argparse.Namespace, num_workers: int) -> dict[str, list[float]]:
     """In turns, unless workers would fill their queues while the run from memory has its turn."""
     groups = [{name: run} for name, run in runs.items()] if num_workers else [runs]
-    return {name: values for group in groups for name, values in measure_in_turns(group, turns).items()}
+    measured = [measure_in_turns(group, args.repeats, args.clock) for group in groups]
+    return {name: seconds for group in measured for name, seconds in group.items()}
 
 
 # ------------------------------------------------------------------------------------------- GPUs
