@@ -10,7 +10,7 @@ from conftest import draw_recording, write_list, write_video
 from PIL import Image
 
 import models
-from scripts.tools import benchmark, make_doc_figures, show_metrics, store_backbone
+from scripts.tools import make_doc_figures, show_metrics, store_backbone
 
 ROW = {"top1": 61.25, "top5": 90.0, "mean_class_acc": 58.5, "clips": 240, "unreadable": 3}
 
@@ -113,44 +113,3 @@ def test_pictures_of_the_docs_show_both_actions(tmp_path):
     assert picture.size == (6 * 176, 132 + 22)
     sheet = Image.open(tmp_path / "pictures" / "browse_dataset.png")
     assert sheet.mode == "P" and sheet.height > 8 * 96  # two views of two clips of two hands
-
-
-def test_benchmark_runs_in_turns_and_relates_medians():
-    order = []
-    seconds = benchmark.measure_in_turns({name: lambda n=name: order.append(n) for name in "ab"}, repeats=3)
-    assert order == list("abababab")
-    assert [len(values) for values in seconds.values()] == [3, 3]
-    summary = benchmark.summarize({"slow": [2.0, 4.0, 9.0], "fast": [1.0, 2.0, 2.0]}, "slow")
-    assert summary["slow"]["median_ms"] == 4000 and summary["fast"]["speed"] == 2.0
-
-
-def test_benchmark_of_the_model_reports_both_attentions(tmp_path, capsys):
-    flags = ["--model", "vit_tiny_patch16_224_alternating", "--depth", "1", "--repeats", "1"]
-    assert benchmark.main(["model", *flags, "--json", str(tmp_path / "figures.json")]) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert set(figures) == {"unfused attention", "fused attention"}
-    assert "fused attention" in capsys.readouterr().out
-
-
-def test_benchmark_of_the_depth_reports_each(tmp_path):
-    flags = ["--depths", "1", "2", "--repeats", "1", "--json", str(tmp_path / "figures.json")]
-    assert benchmark.main(["depth", *flags]) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures) == ["1 blocks", "2 blocks"] and figures["2 blocks"]["speed"] == 1
-
-
-@pytest.mark.slow
-def test_benchmark_of_the_heads_runs_two_processes(tmp_path):
-    flags = ["--model", "vit_tiny_patch16_224_alternating", "--depth", "1", "--input_size", "32"]
-    assert benchmark.main(["heads", *flags, "--repeats", "2", "--json", str(tmp_path / "figures.json")]) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert set(figures) == {"find_unused_parameters", "heads apart"}
-
-
-def test_benchmark_of_the_augmentation_counts_in_warps(tmp_path):
-    assert benchmark.main(["augment", "--repeats", "1", "--json", str(tmp_path / "figures.json")]) == 0
-    figures = json.loads((tmp_path / "figures.json").read_text())
-    assert list(figures) == ["340x256", "568x320", "1280x720"]
-    for rows in figures.values():
-        assert rows.keys() == {"16 warps", "reference", "fast"}
-        assert rows["16 warps"]["warps"] == 16 and rows["fast"]["warps"] > 0
