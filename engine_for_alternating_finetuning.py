@@ -448,8 +448,9 @@ def collect_bad_clips(
         if len(bad) > most * list_lengths[hand]:
             name, reason = next(iter(bad.items()))
             raise UserError(
-                f"--max_bad_clips {most:g}: {len(bad)} of {list_lengths[hand]} training clips of {hand} could "
-                f"not be read, such as {name} ({reason}): repair them or take them from the list, see {path}"
+                f"--max_bad_clips {most:g}: {len(bad)} of {list_lengths[hand]} training clips of {hand} "
+                f"cannot be read, such as {name} ({reason}): repair them or take them from the list; "
+                f"all are in {path}"
             )
 
 

@@ -260,7 +260,8 @@ class VideoClsDataset(Dataset):
             return sampling.train_indices(n, rng=np.random.default_rng(seed), **self._sampling)
 
         frames, order, note = self._decode(clip, choose)
-        window = frames[order]
+        in_place = np.array_equal(order, np.arange(len(frames)))
+        window = frames if in_place else frames[order]  # a copy of large frames takes as long as a view
         views = [self._transform(window, derive_seed(*draw, "view", view)) for view in range(self.num_sample)]
         boxes = np.stack([v.erase_boxes for v in views])
         return self._no_views._replace(frames=np.stack([v.frames for v in views]), boxes=boxes, note=note)
@@ -276,15 +277,17 @@ class VideoClsDataset(Dataset):
         )
         crops = self._transform(frames)
         distinct: dict[tuple[bytes, int], int] = {}
-        views: list[np.ndarray] = []
+        views = np.empty((len(windows) * len(crops), *self._no_views.frames.shape[1:]), np.uint8)
         rows: list[tuple[int, int, int]] = []
         for chunk, window in enumerate(windows):
             for split, (crop_id, crop) in enumerate(crops):
-                view = distinct.setdefault((window.tobytes(), crop_id), len(views))
-                if view == len(views):
-                    views.append(crop[window])
-                rows.append((view, chunk, split))
-        return Views(np.stack(views), np.asarray(rows, np.int64), note=note)
+                key = (window.tobytes(), crop_id)
+                if key not in distinct:
+                    distinct[key] = len(distinct)
+                    for frame, target in zip(window, views[distinct[key]], strict=True):
+                        target[:] = crop[frame]
+                rows.append((distinct[key], chunk, split))
+        return Views(views[: len(distinct)], np.asarray(rows, np.int64), note=note)
 
     def _decode(self, clip: int, choose: Callable[[int], np.ndarray]) -> DecodedClip:
         place = locate(self.clips[clip], self.clip_folder)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 
-import dataset.datasets
 from dataset import loader
 from scripts.tools.benchmark import clips, data, lists, merge, timing, train
 from scripts.tools.benchmark.__main__ import main
@@ -109,15 +108,14 @@ def decoded(monkeypatch):
     """[frames of the video that were decoded] of each call from now on."""
     calls, decode = [], loader.decode_frames
 
-    def record(path, choose):
+    def record(path, choose, *how):
         def recorded(n):
             wanted = choose(n)
             calls.append(sorted(set(np.ravel(wanted).tolist())))
             return wanted
 
-        return decode(path, recorded)
+        return decode(path, recorded, *how)
 
-    monkeypatch.setattr(dataset.datasets, "decode_frames", record)
     monkeypatch.setattr(loader, "decode_frames", record)
     return calls
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import tempfile
 import time
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,7 @@ from scripts.tools.benchmark.clips import Size, key_of, run_on_clip, scale_clip
 from scripts.tools.benchmark.timing import Run, Summary, measure_in_turns, print_summary, say, summarize
 from utils import derive_seed
 
-# One decoder at a time; what training calls, `decode_frames`, falls back from the first to the second.
-DECODERS = {"decord": loader._decode_with_decord, "PyAV": loader._decode_with_pyav}
+DECODERS = {"decord": "decord", "PyAV": "pyav"}
 _KEYFRAMES = {"keyframes every 12": 12, "default keyframes": None}
 AUGMENT_SIZES = (Size(340, 256), Size(568, 320), Size(1280, 720))
 _THROUGHPUT_BATCH = 4  # clips
@@ -56,13 +54,13 @@ def benchmark_decode(args: argparse.Namespace) -> dict[str, Summary]:
 
 
 def _measure_decoders(args: argparse.Namespace, size: Size, folder: Path) -> dict[str, list[float]]:
-    def decoding(decode: Callable[..., Any], clip: Path) -> Run:
-        return lambda turn: decode(str(clip), training_window(turn))
+    def decoding(backend: str, clip: Path) -> Run:
+        return lambda turn: loader.decode_frames(str(clip), training_window(turn), backend)
 
     runs = {}
     for keyframes, step in _KEYFRAMES.items():
         clip = scale_clip(args.clip, folder / f"{step}.mp4", size, step)
-        runs |= {f"{name}, {keyframes}": decoding(decode, clip) for name, decode in DECODERS.items()}
+        runs |= {f"{name}, {keyframes}": decoding(backend, clip) for name, backend in DECODERS.items()}
     return measure_in_turns(runs, args.repeats, args.clock)
 
 
@@ -151,7 +149,7 @@ def _throughput(dataset: VideoClsDataset, num_workers: int, batches: int) -> flo
 
 def benchmark_augment(args: argparse.Namespace) -> dict[str, Summary]:
     """Two training views of 16 decoded frames with the recipe's augmentation, in warps of one frame."""
-    real, _ = loader.decode_frames(str(args.clip), lambda n: np.arange(16) * (n // 16))
+    real, _, _ = loader.decode_frames(str(args.clip), lambda n: np.arange(16) * (n // 16))
     result = {}
     for size in args.sizes:
         frames = np.stack([cv2.resize(frame, size) for frame in real])
