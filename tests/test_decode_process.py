@@ -6,6 +6,7 @@ import signal
 import time
 from pathlib import Path
 
+import cv2
 import decord
 import numpy as np
 import pytest
@@ -215,3 +216,23 @@ def test_child_ends_with_its_parent():
             return
         time.sleep(0.1)
     pytest.fail("the child lives on")
+
+
+def test_one_thread_serves_decoder_opencv_and_torch(clips, monkeypatch):
+    put_clip(clips)
+    seen = clips / "threads"
+
+    class Noted(decord.VideoReader):
+        def __init__(self, path, **kwargs):
+            seen.write_text(f"{kwargs['num_threads']} {cv2.getNumThreads()} {torch.get_num_threads()}")
+            super().__init__(path, **kwargs)
+
+    monkeypatch.setattr(decord, "VideoReader", Noted)
+    cv2.setNumThreads(2)
+    torch.set_num_threads(2)
+    try:
+        batches_of(clips, "validation", num_workers=1, timeout=30)
+    finally:
+        cv2.setNumThreads(0)
+        torch.set_num_threads(1)
+    assert seen.read_text() == "1 1 1"
