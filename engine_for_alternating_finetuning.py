@@ -36,6 +36,7 @@ from engine_for_finetuning import (
     write_results,
 )
 from utils import (
+    Preempted,
     UserError,
     all_reduce_sum,
     average_gradients,
@@ -348,14 +349,35 @@ def unwrap(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
+def _nothing(*given: Any) -> None:
+    """What a hook does that nobody set."""
+
+
+@dataclasses.dataclass(frozen=True)
+class EpochHooks:
+    """What an epoch calls on its way, on all ranks.
+
+    Attributes:
+        record: at every logging interval, with the steps made so far and the figures.
+        save: within the epoch, at every saving interval and when the run is to stop, with the steps
+            made so far, the meters' sums over ranks, and whether it stops. Not at the epoch's end:
+            what is saved there has been validated.
+        collect_bad: before the others, where any rank met unreadable clips.
+        stops: after every step: whether the run is to stop there.
+    """
+
+    record: Callable[[int, dict[str, float]], None] = _nothing
+    save: Callable[[int, np.ndarray, bool], None] = _nothing
+    collect_bad: Callable[[], None] = _nothing
+    stops: Callable[[], bool | None] = _nothing
+
+
 def train_one_epoch_alternating(
     trainer: AlternatingTrainer,
     epoch: int,
     first_step: int,
     meters: HandMeters,
-    record: Callable[[int, dict[str, float]], None] = lambda steps, values: None,
-    save: Callable[[int, np.ndarray], None] = lambda steps, sums: None,
-    collect_bad: Callable[[], None] = lambda: None,
+    hooks: EpochHooks = EpochHooks(),
 ) -> dict[str, float]:
     """Trains the steps of one epoch, or what is left of it.
 
@@ -364,10 +386,7 @@ def train_one_epoch_alternating(
         epoch: zero-based epoch.
         first_step: the first step to make; within the epoch after a resume.
         meters: what the epoch's earlier steps summed up; empty at its start.
-        record: called at every logging interval with the steps made so far and the figures.
-        save: called at every saving interval within the epoch with the steps made so far and the
-            meters' sums over ranks. Not at its end: what is saved there has been validated.
-        collect_bad: called on all ranks, before the others, where any of them met unreadable clips.
+        hooks: what is called on the way.
 
     Returns:
         The epoch's averages over ranks: loss of each hand, accuracy where labels are not mixed,
@@ -377,6 +396,7 @@ def train_one_epoch_alternating(
     Raises:
         NonFiniteLoss: on all ranks, at most a logging interval after the fact, and before anything
             is saved.
+        Preempted: on all ranks, when `hooks.stops` said so before the epoch's last step.
     """
     recipe = trainer.recipe
     last_step = (epoch + 1) * recipe.steps_per_epoch
@@ -387,18 +407,21 @@ def train_one_epoch_alternating(
         norm = trainer.optimizer_step(step, meters)
         done = step + 1
         logs = done % recipe.log_interval == 0 or done == last_step
+        stops = bool(hooks.stops()) and done < last_step
         saves = recipe.save_interval > 0 and done % recipe.save_interval == 0 and done < last_step
-        if logs or saves:
+        if logs or saves or stops:
             sums, n_bad_clips = trainer.read_sums(meters)
             if n_bad_clips:
-                collect_bad()
+                hooks.collect_bad()
         if logs:
             values = meters.averages(sums) | _progress_figures(trainer, step, norm)
             values |= clock.interval(done - first_step)
             _log_progress(recipe, epoch, step, last_step, values)
-            record(done, values)
-        if saves:
-            save(done, sums)
+            hooks.record(done, values)
+        if saves or stops:
+            hooks.save(done, sums, stops)
+        if stops:
+            raise Preempted
     return values | {"data_wait": clock.data_wait}
 
 
@@ -506,6 +529,24 @@ def _merge_ranks(ranks: Sequence[ViewScores], hand: str) -> tuple[Any, dict[str,
         raise UserError(f"{hand}: not one clip could be evaluated: {name} {reason}")
     merged = merge_views(scores)
     return merged, accuracy_metrics(merged, len(scores.unreadable))
+
+
+def until_stopped(batches: Iterable[Any], rounds: int, stops: Callable[[], bool]) -> Iterator[Any]:
+    """A rank's batches of an evaluation, unless it is to stop.
+
+    Args:
+        batches: at most `rounds`; ranks may have unequally many.
+        rounds: how often every rank asks.
+        stops: whether to stop, the same on all ranks at each round.
+
+    Raises:
+        Preempted: on all ranks, in the same round.
+    """
+    batches = iter(batches)
+    for _ in range(rounds):
+        if stops():
+            raise Preempted
+        yield from itertools.islice(batches, 1)
 
 
 def validation_one_epoch_alternating(

@@ -390,6 +390,7 @@ class Progress:
     best: dict[str, float] = dataclasses.field(default_factory=dict)  # top-1 by checkpoint name
     bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     epoch_sums: list[list[float]] | None = None  # of an unfinished epoch, over all ranks
+    epoch_stats: dict[str, float] | None = None  # of a trained epoch that has yet to be validated
 
 
 @dataclasses.dataclass

@@ -38,6 +38,7 @@ from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import (
     AlternatingTrainer,
     Alternation,
+    EpochHooks,
     HandMeters,
     Recipe,
     Runtime,
@@ -46,6 +47,7 @@ from engine_for_alternating_finetuning import (
     steps_an_epoch,
     train_one_epoch_alternating,
     training_batches,
+    until_stopped,
     validation_one_epoch_alternating,
 )
 from engine_for_finetuning import (
@@ -76,6 +78,8 @@ NO_EFFECT = {
     "imagenet_default_mean_and_std": None,
     "dist_eval": None,
 }
+# Lies in the output folder of a run that a scheduler stopped and that can go on.
+PREEMPTED = "PREEMPTED"
 # What `--eval --resume FILE` does not take over from the run that wrote the file.
 NOT_INHERITED = {
     *("eval", "validation", "resume", "auto_resume", "output_dir", "log_dir", "finetune"),
@@ -359,6 +363,7 @@ class Evaluator:
     datasets: Mapping[str, Mapping[str, VideoClsDataset]]
     runtime: Runtime
     output_dir: Path
+    stop: utils.StopSignals | None = None  # None: the signals do what they do to any program
 
     @property
     def pins(self) -> bool:
@@ -369,8 +374,12 @@ class Evaluator:
         datasets = self.datasets[mode]
         sizes = {hand: len(dataset) for hand, dataset in datasets.items()}
         clips = max(1, self.args.batch_size * self.args.num_sample // views)
-        keys = evaluation_batches(sizes, clips, self.dist.rank, self.dist.world_size)
-        return build_loader(datasets, keys, self.args.num_workers, self.pins, self.args.decode_timeout)
+        world = self.dist.world_size
+        keys = evaluation_batches(sizes, clips, self.dist.rank, world)
+        batches = build_loader(datasets, keys, self.args.num_workers, self.pins, self.args.decode_timeout)
+        if self.stop is None:
+            return batches
+        return until_stopped(batches, len(evaluation_batches(sizes, clips, 0, world)), self.stop.agreed)
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
@@ -405,8 +414,9 @@ class Training:
         model: nn.Module,
         num_classes: Mapping[str, int],
         evaluator: Evaluator,
+        stop: utils.StopSignals,
     ):
-        self.args, self.dist, self.evaluator = args, dist, evaluator
+        self.args, self.dist, self.evaluator, self.stop = args, dist, evaluator, stop
         self.datasets, self.output_dir = evaluator.datasets["train"], evaluator.output_dir
         clips_a_step = args.batch_size * args.update_freq * dist.world_size
         steps_per_epoch = steps_an_epoch(map(len, self.datasets.values()), clips_a_step)
@@ -469,28 +479,38 @@ class Training:
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
         trainer, progress = self._trainer(), self.state.progress
-        first_epoch = progress.step // self.recipe.steps_per_epoch
+        first_epoch = progress.step // self.recipe.steps_per_epoch - (progress.epoch_stats is not None)
         epoch_log = utils.EpochLog(self.output_dir / "log.txt", first_epoch)
         lengths = {hand: len(clips) for hand, clips in self.datasets.items()}
-        collect_bad = functools.partial(
-            collect_bad_clips, trainer, progress.bad_clips, lengths, self.args.max_bad_clips, self.output_dir
-        )
+        hooks = EpochHooks(
+            self._record,
+            self._save_step,
+            functools.partial(
+                collect_bad_clips, trainer, progress.bad_clips, lengths, self.args.max_bad_clips,
+                self.output_dir,
+            ),
+            self.stop.agreed,
+        )  # fmt: skip
         for epoch in range(first_epoch, self.args.epochs):
-            # Sums are added up over ranks when they are read, so one rank takes the saved ones.
-            sums = progress.epoch_sums if self.dist.is_main else None
-            meters = HandMeters(tuple(self.datasets), self.dist.device, sums)
-            stats = train_one_epoch_alternating(
-                trainer, epoch, progress.step, meters, self._record, self._save_step, collect_bad
-            )
-            progress.step, progress.epoch_sums = (epoch + 1) * self.recipe.steps_per_epoch, None
-            row = {"epoch": epoch, **{f"train_{name}": value for name, value in stats.items()}}
-            better = self._validate(row)
+            if progress.epoch_stats is None:
+                self._train_epoch(trainer, epoch, hooks)
+            row = {"epoch": epoch, **{f"train_{name}": v for name, v in progress.epoch_stats.items()}}
+            better = self._validate_or_stop(row)
+            progress.epoch_stats = None
             kept = (epoch + 1) % self.args.save_ckpt_freq == 0 or epoch + 1 == self.args.epochs
             if self.dist.is_main:
                 # Before the checkpoint: a run that stops in between makes the epoch and its row again.
                 epoch_log.append(row)
             # The file that a restart goes on from comes last: what it claims of the others is then true.
             self._save(*better, *([str(epoch)] if kept else []), "last")
+
+    def _train_epoch(self, trainer: AlternatingTrainer, epoch: int, hooks: EpochHooks) -> None:
+        progress = self.state.progress
+        # Sums are added up over ranks when they are read, so one rank takes the saved ones.
+        sums = progress.epoch_sums if self.dist.is_main else None
+        meters = HandMeters(tuple(self.datasets), self.dist.device, sums)
+        progress.epoch_stats = train_one_epoch_alternating(trainer, epoch, progress.step, meters, hooks)
+        progress.step, progress.epoch_sums = (epoch + 1) * self.recipe.steps_per_epoch, None
 
     def weights_to_test(self) -> dict[str, nn.Module]:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
@@ -549,12 +569,19 @@ class Training:
     def _checkpoint(self, name: str) -> Path:
         return self.output_dir / f"checkpoint-{name}.pth"
 
-    def _save_step(self, steps: int, sums: np.ndarray) -> None:
+    def _save_step(self, steps: int, sums: np.ndarray, stops: bool) -> None:
         progress = self.state.progress
         progress.step, progress.epoch_sums = steps, sums.tolist()
-        self._save(f"step-{steps}")
+        self._save("last" if stops else f"step-{steps}")
         if self.args.save_ckpt and self.dist.is_main:
             utils.prune_step_checkpoints(self.output_dir, self.args.keep_ckpts)
+
+    def _validate_or_stop(self, row: dict[str, Any]) -> list[str]:
+        try:
+            return self._validate(row)
+        except utils.Preempted:
+            self._save("last")  # trained, but not validated
+            raise
 
     def _validate(self, row: dict[str, Any]) -> list[str]:
         """Adds the validation's figures to the epoch's row; returns names of the best checkpoints."""
@@ -631,18 +658,39 @@ def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     evaluator = Evaluator(args, dist, datasets, runtime, output_dir)
     if args.eval or args.validation:
         return evaluate(args, model, evaluator)
+    return train(args, dist, model, num_classes, evaluator)
 
+
+def train(
+    args: argparse.Namespace,
+    dist: Distributed,
+    model: nn.Module,
+    num_classes: Mapping[str, int],
+    evaluator: Evaluator,
+) -> None:
+    """Training, or the rest of it, and the final test.
+
+    Raises:
+        Preempted: the scheduler ends the job; all that is needed to go on is saved.
+    """
     if args.finetune:
         log.info(load_pretrained_file(model, args))
-    utils.on_main(lambda: utils.write_json(output_dir / "args.json", vars(args)))
-    training = Training(args, dist, model, num_classes, evaluator)
+    mark = evaluator.output_dir / PREEMPTED
+    utils.on_main(lambda: mark.unlink(missing_ok=True))
+    utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
+    stop = utils.StopSignals()
+    evaluator = dataclasses.replace(evaluator, stop=stop)
+    training = Training(args, dist, model, num_classes, evaluator, stop)
     try:
         training.resume()
         training.fit()
         evaluator.test(training.weights_to_test(), args.test_weights)
+    except utils.Preempted:
+        utils.on_main(lambda: utils.write_text(mark, f"step {training.state.progress.step}\n"))
+        raise
     finally:
         training.close()
-    return None
+        stop.close()
 
 
 def load_pretrained_file(model: nn.Module, args: argparse.Namespace) -> str:
@@ -668,6 +716,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         # An error of a loader's worker arrives with its traceback; the last line is the message.
         log.error("error: %s", str(error).strip().splitlines()[-1].removeprefix("utils.UserError: "))
         return 1
+    except utils.Preempted:
+        log.warning("stopped by a signal after a whole step; the same command goes on from there")
+        return utils.PREEMPTED_EXIT_CODE
     except Exception:
         log.exception("error: this should not have happened")
         return 1

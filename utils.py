@@ -19,6 +19,7 @@ import pickle
 import random
 import re
 import shutil
+import signal
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -361,6 +362,49 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     flat = nn.utils.parameters_to_vector(gradients)
     dist.all_reduce(flat.div_(dist.get_world_size()))
     nn.utils.vector_to_parameters(flat, gradients)
+
+
+class Preempted(Exception):
+    """The job is to end soon: raised on every rank, after the same step."""
+
+
+# What a preempted run ends with: sysexits' EX_TEMPFAIL, for which trying again later is the answer.
+PREEMPTED_EXIT_CODE = 75
+
+
+class StopSignals:
+    """SIGTERM and SIGUSR1, by which schedulers announce the end of a job.
+
+    Any rank may hear one; all obey at the same call of `agreed`, which each makes equally often.
+    """
+
+    def __init__(self):
+        self._heard = False
+        # A group of the hosts alone: nobody waits for what their devices do.
+        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._flag, self._sending = torch.zeros(()), None
+        numbers = (signal.SIGTERM, signal.SIGUSR1)
+        self._previous = {number: signal.signal(number, self._hear) for number in numbers}
+
+    def _hear(self, number: int, frame: object) -> None:
+        self._heard = True
+
+    def agreed(self) -> bool:
+        """Whether any rank had heard a signal by its call before this one (alone: by now)."""
+        if self._group is None:
+            return self._heard
+        if self._sending is not None:
+            self._sending.wait()
+        agreed = bool(self._flag)
+        self._flag = torch.tensor(float(self._heard))
+        # What comes of it is read a step later, so that this costs no time.
+        self._sending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
+        return agreed
+
+    def close(self) -> None:
+        """Leaves the signals to whom they belonged to before."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
 
 
 def pick_amp_dtype(name: str, device: torch.device) -> torch.dtype:

@@ -21,6 +21,7 @@ from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import (
     AlternatingTrainer,
     Alternation,
+    EpochHooks,
     HandMeters,
     NonFiniteLoss,
     Recipe,
@@ -312,7 +313,8 @@ def test_nothing_is_saved_from_a_non_finite_loss_on():
     b.trainer.recipe = dataclasses.replace(b.trainer.recipe, save_interval=3)
     saved = []
     with pytest.raises(NonFiniteLoss):
-        train_one_epoch_alternating(b.trainer, 0, 0, b.meters, save=lambda steps, _: saved.append(steps))
+        hooks = EpochHooks(save=lambda steps, sums, stops: saved.append(steps))
+        train_one_epoch_alternating(b.trainer, 0, 0, b.meters, hooks)
     assert saved == [3]
 
 
@@ -472,10 +474,10 @@ def test_figures_are_recorded_at_logging_intervals_and_at_the_epoch_s_end():
     b = bench("--log_interval", 3, "--lr", "1e-2", steps_per_epoch=8)
     b.trainer.recipe = dataclasses.replace(b.trainer.recipe, save_interval=4)
     records, saved = {}, {}
-    stats = train_one_epoch_alternating(
-        b.trainer, 0, 0, b.meters, lambda step, values: records.update({step: values}),
-        lambda step, sums: saved.update({step: sums}),
-    )  # fmt: skip
+    hooks = EpochHooks(
+        lambda step, values: records.update({step: values}), lambda step, sums, _: saved.update({step: sums})
+    )
+    stats = train_one_epoch_alternating(b.trainer, 0, 0, b.meters, hooks)
     assert list(records) == [3, 6, 8]
     assert list(saved) == [4]  # what is saved at the epoch's end, 8, is saved when it has been validated
     assert saved[4][:, 2].tolist() == [8, 0]  # views of each hand: its turn is 4 steps of 2
@@ -500,7 +502,11 @@ def epochs_by_a_clock(monkeypatch, waits, epochs=1):
     records = {}
     stats = [
         train_one_epoch_alternating(
-            b.trainer, epoch, 8 * epoch, b.meters, lambda step, values: records.update({step: values})
+            b.trainer,
+            epoch,
+            8 * epoch,
+            b.meters,
+            EpochHooks(lambda step, values: records.update({step: values})),
         )
         for epoch in range(epochs)
     ]
