@@ -376,6 +376,21 @@ class EpochClock:
 
 # Where a checkpoint keeps what only this project knows.
 STATE_KEY = "alternating"
+# Flags that say where and how a run is made, not what it computes.
+OF_THE_MACHINE = {
+    *("output_dir", "log_dir", "resume", "auto_resume", "device", "num_workers", "pin_mem", "log_interval"),
+    *("save_ckpt", "save_ckpt_freq", "save_ckpt_steps", "keep_ckpts", "clip_cache", "decode_timeout"),
+    *("dist_url", "dist_on_itp", "dist_timeout", "world_size", "finetune"),
+}
+_OF_THE_MODEL = (
+    "model",
+    "depth",
+    "input_size",
+    "num_frames",
+    "tubelet_size",
+    "lh_num_classes",
+    "rh_num_classes",
+)
 # Of an optimizer's groups these follow the flags and the machine of the run that goes on, not the file.
 _OWN_OPTIONS = {"lr_scale", "weight_decay", "betas", "eps", "momentum", "fused", "foreach"}
 
@@ -391,6 +406,8 @@ class Progress:
     bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
     epoch_sums: list[list[float]] | None = None  # of an unfinished epoch, over all ranks
     epoch_stats: dict[str, float] | None = None  # of a trained epoch that has yet to be validated
+    world_size: int | None = None  # processes; None: not told
+    lists: dict[str, str] = dataclasses.field(default_factory=dict)  # digest of each hand's training list
 
 
 @dataclasses.dataclass
@@ -438,7 +455,11 @@ class TrainingState:
             load_weights(self.ema.module, checkpoint, key, path)
         self._load_optimizer(checkpoint, path)
         if STATE_KEY in checkpoint:
-            self.progress = Progress(**checkpoint[STATE_KEY])
+            now, self.progress = self.progress, Progress(**checkpoint[STATE_KEY])
+            changes = describe_changes(checkpoint, now, self.args)
+            if changes:
+                log.warning("%s: goes on otherwise than it began, with %s", path, "; ".join(changes))
+            self.progress.world_size, self.progress.lists = now.world_size, now.lists
             self._fit_progress(path)
         elif isinstance(checkpoint.get("epoch"), int):
             self.progress.step = (checkpoint["epoch"] + 1) * self.steps_per_epoch
@@ -479,6 +500,30 @@ class TrainingState:
         )
 
 
+def describe_changes(checkpoint: Mapping[str, Any], now: Progress, args: Mapping[str, Any]) -> list[str]:
+    """What a run does otherwise than the one that wrote a checkpoint, a short text each.
+
+    Args:
+        checkpoint: as `TrainingState.save` wrote it.
+        now: knows the lists and the number of processes of this run.
+        args: its flags.
+    """
+    before, saved = checkpoint.get(STATE_KEY, {}), checkpoint.get("args", {})
+    changes = [
+        f"--{name} {value} (was {saved[name]})"
+        for name, value in args.items()
+        if name in saved and saved[name] != value and name not in OF_THE_MACHINE
+    ]
+    if before.get("world_size") not in (None, now.world_size):
+        changes.append(f"{now.world_size} process(es) (was {before['world_size']})")
+    changes += [
+        f"another training list of {hand}"
+        for hand, digest in now.lists.items()
+        if before.get("lists", {}).get(hand, digest) != digest
+    ]
+    return changes
+
+
 def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path: str | Path) -> None:
     """Fills a model with exactly the weights under a key of a checkpoint.
 
@@ -491,42 +536,76 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path
         model.load_state_dict(checkpoint[key])
     except RuntimeError as error:
         reasons = [line.strip() for line in str(error).splitlines()[1:4]]
+        saved = checkpoint.get("args")
+        saved = saved if isinstance(saved, Mapping) else {}
+        made = " ".join(f"--{name} {saved[name]}" for name in _OF_THE_MODEL if saved.get(name) is not None)
         raise UserError(
             f"{path}: does not fit the model; check --model, --depth, --num_frames and the class "
-            f"counts: {'; '.join(reasons)}"
+            f"counts{made and f' (it was made with {made})'}: {'; '.join(reasons)}"
         ) from None
 
 
-def resume_candidates(folder: Path) -> list[Path]:
+def resume_candidates(folder: Path, set_aside: bool = False) -> list[Path]:
     """Files from which a run in `folder` can go on, the most advanced one first.
 
-    Of several runs' files in one folder, those of the run that wrote last count. A damaged file is passed
-    over with a warning.
+    Of several runs' files in one folder, those of the run that wrote last count.
+
+    Args:
+        folder: the run's output folder.
+        set_aside: rename damaged files to `*.damaged`; otherwise they are only passed over.
 
     Raises:
         UserError: there are such files, and none can be read.
     """
     names = [folder / "checkpoint-last.pth"]
     names += [path for kind in ("", "step-") for _, path in numbered_checkpoints(folder, kind)]
-    files = [path for path in names if path.exists()]
     made: dict[Path, tuple[int, int]] = {}
     runs: dict[Path, str] = {}
-    damaged: list[UserError] = []
-    for path in files:
+    damaged: dict[Path, UserError] = {}
+    for path in filter(Path.exists, names):
         try:
             checkpoint = read_checkpoint(path, lazy=True)
         except UserError as error:
-            log.warning("passed over: %s", error)
-            damaged.append(error)
+            damaged[path] = error
             continue
         epoch, progress = checkpoint.get("epoch"), checkpoint.get(STATE_KEY, {})
         made[path] = (epoch if isinstance(epoch, int) else -1, progress.get("step", 0))
         runs[path] = progress.get("run", "")
     if damaged and not made:
-        raise UserError(f"{damaged[0]}; there is no other to go on from: move it away to start anew")
+        error = next(iter(damaged.values()))
+        raise UserError(f"{error}; there is no other to go on from: move it away to start anew")
+    for path, error in damaged.items():
+        _pass_over(path, error, set_aside)
     newest = max(made, key=lambda path: path.stat().st_mtime_ns, default=None)
     of_one_run = [path for path in made if runs[path] == runs[newest]]
     return sorted(of_one_run, key=made.__getitem__, reverse=True)
+
+
+def _pass_over(path: Path, error: UserError, set_aside: bool) -> None:
+    if not set_aside:
+        log.warning("passed over: %s", error)
+        return
+    aside = path.with_name(f"{path.name}.damaged")
+    path.replace(aside)
+    log.warning("set aside as %s: %s", aside.name, error)
+
+
+def read_most_advanced(folder: Path) -> tuple[str, dict[str, Any]] | None:
+    """Path and content of the checkpoint from which a run in `folder` goes on, if there is one.
+
+    Damaged files are set aside, those too whose tensors turn out to be.
+
+    Raises:
+        UserError: there are such files, and none can be read.
+    """
+    while candidates := resume_candidates(folder, set_aside=True):
+        try:
+            return str(candidates[0]), read_checkpoint(candidates[0])
+        except UserError as error:
+            if len(candidates) == 1:
+                raise
+            _pass_over(candidates[0], error, set_aside=True)
+    return None
 
 
 def is_best_checkpoint(path: Path) -> bool:

@@ -17,7 +17,7 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +59,7 @@ from engine_for_finetuning import (
     is_best_checkpoint,
     load_weights,
     name_weights,
-    resume_candidates,
+    read_most_advanced,
 )
 from models import HANDS, PretrainedError, load_pretrained
 from optim_factory import add_optimization_args, create_criterion, create_mixup, create_updater, uses_mixup
@@ -363,7 +363,7 @@ class Evaluator:
     datasets: Mapping[str, Mapping[str, VideoClsDataset]]
     runtime: Runtime
     output_dir: Path
-    stop: utils.StopSignals | None = None  # None: the signals do what they do to any program
+    stops: Callable[[], bool] = lambda: False  # whether a signal wants the run to end
 
     @property
     def pins(self) -> bool:
@@ -377,9 +377,7 @@ class Evaluator:
         world = self.dist.world_size
         keys = evaluation_batches(sizes, clips, self.dist.rank, world)
         batches = build_loader(datasets, keys, self.args.num_workers, self.pins, self.args.decode_timeout)
-        if self.stop is None:
-            return batches
-        return until_stopped(batches, len(evaluation_batches(sizes, clips, 0, world)), self.stop.agreed)
+        return until_stopped(batches, len(evaluation_batches(sizes, clips, 0, world)), self.stops)
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
@@ -414,9 +412,8 @@ class Training:
         model: nn.Module,
         num_classes: Mapping[str, int],
         evaluator: Evaluator,
-        stop: utils.StopSignals,
     ):
-        self.args, self.dist, self.evaluator, self.stop = args, dist, evaluator, stop
+        self.args, self.dist, self.evaluator = args, dist, evaluator
         self.datasets, self.output_dir = evaluator.datasets["train"], evaluator.output_dir
         clips_a_step = args.batch_size * args.update_freq * dist.world_size
         steps_per_epoch = steps_an_epoch(map(len, self.datasets.values()), clips_a_step)
@@ -445,7 +442,12 @@ class Training:
             optimizer=self.updater.optimizer,
             scaler=self.updater.scaler,
             ema=ModelEmaV3(model, args.model_ema_decay, device=ema_device) if args.model_ema else None,
-            progress=Progress(step=args.start_epoch * steps_per_epoch, run=uuid.uuid4().hex),
+            progress=Progress(
+                step=args.start_epoch * steps_per_epoch,
+                run=uuid.uuid4().hex,
+                world_size=dist.world_size,
+                lists={hand: dataset.clips.digest() for hand, dataset in self.datasets.items()},
+            ),
             steps_per_epoch=steps_per_epoch,
             args=vars(args),
         )
@@ -454,13 +456,14 @@ class Training:
 
     def resume(self) -> None:
         """Goes on from `--resume`, or from the most advanced checkpoint in the output folder."""
-        path = self.args.resume
-        if not path and self.args.auto_resume:
-            newest = utils.on_main(lambda: resume_candidates(self.output_dir)[:1])
-            path = str(newest[0]) if newest else ""
+        found = None
+        if self.args.resume:
+            found = self.args.resume, utils.on_main(lambda: utils.read_checkpoint(self.args.resume))
+        elif self.args.auto_resume:
+            found = utils.on_main(lambda: read_most_advanced(self.output_dir))
         same_steps = True
-        if path:
-            checkpoint = utils.on_main(lambda: utils.read_checkpoint(path))
+        if found:
+            path, checkpoint = found
             progress = self.state.load(checkpoint, path)
             same_steps = progress.step == checkpoint.get(STATE_KEY, {}).get("step")
             # A best that another folder holds is of no use at this run's end.
@@ -489,7 +492,7 @@ class Training:
                 collect_bad_clips, trainer, progress.bad_clips, lengths, self.args.max_bad_clips,
                 self.output_dir,
             ),
-            self.stop.agreed,
+            self.evaluator.stops,
         )  # fmt: skip
         for epoch in range(first_epoch, self.args.epochs):
             if progress.epoch_stats is None:
@@ -677,10 +680,11 @@ def train(
         log.info(load_pretrained_file(model, args))
     mark = evaluator.output_dir / PREEMPTED
     utils.on_main(lambda: mark.unlink(missing_ok=True))
+    utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
     utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
     stop = utils.StopSignals()
-    evaluator = dataclasses.replace(evaluator, stop=stop)
-    training = Training(args, dist, model, num_classes, evaluator, stop)
+    evaluator = dataclasses.replace(evaluator, stops=stop.agreed)
+    training = Training(args, dist, model, num_classes, evaluator)
     try:
         training.resume()
         training.fit()
@@ -719,8 +723,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except utils.Preempted:
         log.warning("stopped by a signal after a whole step; the same command goes on from there")
         return utils.PREEMPTED_EXIT_CODE
-    except Exception:
-        log.exception("error: this should not have happened")
+    except Exception as error:
+        explanation = utils.explain(error)
+        if explanation is None:
+            log.exception("error: this should not have happened")
+        else:
+            log.error("error: %s", explanation)
         return 1
     utils.leave_process_group()
     return 0

@@ -372,6 +372,24 @@ class Preempted(Exception):
 PREEMPTED_EXIT_CODE = 75
 
 
+def explain(error: Exception) -> str | None:
+    """One line on a failure whose cause lies outside of the program, or None: what to do about it."""
+    text = " ".join(str(error).split())
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+        return (
+            f"out of memory: {text[:200]}; what lowers it: --batch_size (with --update_freq for the same "
+            "step), --num_sample 1, --with_checkpoint, --amp_dtype bf16, --num_frames, --input_size"
+        )
+    if "DataLoader worker" in text:
+        return (
+            f"{text[:200]}; if memory or /dev/shm ran out: --num_workers or --batch_size lower it, or give a "
+            "container more shared memory (docker: --shm-size)"
+        )
+    if dist.is_initialized() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", text):
+        return f"another process of this run is gone; its own output says why ({text[:200]})"
+    return None
+
+
 class StopSignals:
     """SIGTERM and SIGUSR1, by which schedulers announce the end of a job.
 
@@ -482,6 +500,13 @@ def atomic_open(path: Path) -> Iterator[BinaryIO]:
         Path(name).unlink(missing_ok=True)
         raise
     _sync_folder(path.parent)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Removes what writers that were killed left beside the files of a folder."""
+    for path in folder.glob(".*.????????"):
+        if re.fullmatch(r"\..+\.(pth|txt|json|csv|log)\.[a-z0-9_]{8}", path.name):
+            path.unlink(missing_ok=True)
 
 
 def make_folder(path: Path, flag: str) -> None:

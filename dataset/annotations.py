@@ -5,6 +5,7 @@ A clip may also be a folder of pictures, one a frame: `relative/folder frames la
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 from array import array
@@ -52,6 +53,13 @@ class ClipList:
 
     def __iter__(self) -> Iterator[str]:
         return (self[clip] for clip in range(len(self)))
+
+    def digest(self) -> str:
+        """Equal for equal lists, and hardly ever for others."""
+        hashed = hashlib.sha256()
+        for column in (self._blob, self._ends, self.labels, self.frames):
+            hashed.update(np.ascontiguousarray(column))
+        return hashed.hexdigest()
 
     def where(self, kept: np.ndarray) -> ClipList:
         """The clips whose place in the bool array `(n,)` is true."""

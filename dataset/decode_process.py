@@ -12,7 +12,6 @@ import mmap
 import multiprocessing
 import os
 import signal
-import sys
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -35,8 +34,9 @@ def follow_the_parent() -> None:
     """
     for number in _OF_THE_MAIN_PROCESS:
         signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
+    system = ctypes.CDLL(None)
+    if hasattr(system, "prctl"):  # Linux
+        system.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 class DecodeProcess:

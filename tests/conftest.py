@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import io
+import json
 import logging
 import multiprocessing
 import os
@@ -23,6 +24,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
 
 torch.set_num_threads(1)
 cv2.setNumThreads(0)
@@ -241,3 +243,66 @@ def assert_equal_states(first, second, where="state"):
             assert_equal_states(*pair, f"{where}[{i}]")
     else:
         assert first == second, where
+
+
+# ------------------------------------------------------------------------------- runs compared
+
+# Everything that draws or remembers: mixup, erasing, drop path, token masks, accumulation, EMA, workers.
+FULL = (
+    *("--model_ema", "--model_ema_decay", "0.9", "--drop_path", "0.3", "--depth", "2"),
+    *("--head_drop_rate", "0.2", "--reprob", "0.5", "--train_mask_ratio", "0.25", "--train_mask_type"),
+    *("random", "--num_workers", "2", "--save_ckpt_freq", "1", "--save_ckpt_steps", "3"),
+)
+CLOCK = ("seconds", "seconds_a_step", "data_wait")
+STEPS = 8  # of the whole tiny run
+
+
+def load(path):
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
+def epochs_of(folder):
+    """Rows of log.txt without what a clock measured."""
+    rows = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
+    return [{name: v for name, v in row.items() if not name.endswith(CLOCK)} for row in rows]
+
+
+def metrics_of(folder):
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def assert_same_run(first, second):
+    """Two runs left the same weights, moments, moving averages, log and metrics, bit for bit."""
+    a, b = load(first / "checkpoint-last.pth"), load(second / "checkpoint-last.pth")
+    for saved in (a, b):
+        saved["alternating"].pop("run")
+        for flag in ("output_dir", "resume", "auto_resume"):
+            saved["args"].pop(flag)
+    assert_equal_states(a, b)
+    for row_a, row_b in zip(epochs_of(first), epochs_of(second), strict=True):
+        assert_equal_states(row_a, row_b, "log.txt")
+    assert metrics_of(first) == metrics_of(second)
+
+
+@pytest.fixture(scope="session")
+def full_run(run_main, tiny_flags, tmp_path_factory):
+    """The folder of a finished run with everything switched on."""
+    folder = tmp_path_factory.mktemp("full")
+    result = run_main(*tiny_flags, *FULL, "--output_dir", folder)
+    assert result.code == 0, result.output
+    return folder
+
+
+def events_of(folder):
+    """[(step, tag)] of all event files, in the order in which they were written; purged ones left out."""
+    events = []
+    for path in sorted((folder / "tensorboard").iterdir()):
+        data = path.read_bytes()
+        while data:  # records: length (8), its check sum (4), event, check sum (4)
+            size = int.from_bytes(data[:8], "little")
+            event = Event.FromString(data[12 : 12 + size])
+            if event.session_log.status == SessionLog.START:  # TensorBoard forgets what is not before it
+                events = [(step, tag) for step, tag in events if step < event.step]
+            events += [(event.step, value.tag) for value in event.summary.value]
+            data = data[16 + size :]
+    return events

@@ -357,12 +357,24 @@ def test_interrupt_leaves_nothing_behind(data, tmp_path, capsys):
     os.mkfifo(tmp_path / "lh" / "videos" / "fifo.mp4")
     lists = {("lh", "train"): rows_of("fifo.mp4", "ok1.mp4"), ("lh", "val"): rows_of("ok2.mp4", "ok3.mp4")}
     flags = [*map(str, data(lists)), "--output", str(tmp_path / "made" / "x")]
-    timer = threading.Timer(1.5, os.kill, (os.getpid(), signal.SIGINT))
-    timer.start()
+    done = threading.Event()
+
+    def interrupt_when_the_clip_is_being_read():
+        with (tmp_path / "lh" / "videos" / "fifo.mp4").open("wb"):
+            time.sleep(2)  # until all processes are there
+            os.kill(os.getpid(), signal.SIGINT)
+            done.wait()
+
+    thread = threading.Thread(target=interrupt_when_the_clip_is_being_read)
+    # Where the tests run in the background, the shell has told them to ignore it.
+    previous = signal.signal(signal.SIGINT, signal.default_int_handler)
+    thread.start()
     try:
         assert check_dataset.main(flags) == 130
     finally:
-        timer.cancel()
+        done.set()
+        thread.join()
+        signal.signal(signal.SIGINT, previous)
     assert capsys.readouterr().err == "check_dataset: stopped; nothing was written\n"
     assert list((tmp_path / "made").iterdir()) == []
     assert not multiprocessing.active_children()

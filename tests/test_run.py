@@ -9,60 +9,26 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from conftest import CLASSES, MODEL_FLAGS, TRAIN_CLIPS, VAL_CLIPS, assert_equal_states, write_list
-from tensorboardX.proto.event_pb2 import Event, SessionLog
+from conftest import (
+    CLASSES,
+    FULL,
+    MODEL_FLAGS,
+    TRAIN_CLIPS,
+    VAL_CLIPS,
+    assert_equal_states,
+    assert_same_run,
+    epochs_of,
+    events_of,
+    load,
+    metrics_of,
+    write_list,
+)
 from torch.nn.modules.module import register_module_forward_hook
 
 import run_alternating_hand_finetuning as run
 from engine_for_finetuning import merge_hand
 
-# Everything that draws or remembers: mixup, erasing, drop path, token masks, accumulation, EMA, workers.
-FULL = (
-    *("--model_ema", "--model_ema_decay", "0.9", "--drop_path", "0.3", "--depth", "2"),
-    *("--head_drop_rate", "0.2", "--reprob", "0.5", "--train_mask_ratio", "0.25", "--train_mask_type"),
-    *("random", "--num_workers", "2", "--save_ckpt_freq", "1", "--save_ckpt_steps", "3"),
-)
 HAND_METRICS = {"top1", "top5", "mean_class_acc", "top1_all", "top5_all", "clips", "unreadable"}
-CLOCK = ("seconds", "seconds_a_step", "data_wait")
-STEPS = 8  # of the whole tiny run
-
-
-def load(path):
-    return torch.load(path, map_location="cpu", weights_only=True)
-
-
-def epochs_of(folder):
-    """Rows of log.txt without what a clock measured."""
-    rows = [json.loads(line) for line in (folder / "log.txt").read_text().splitlines()]
-    return [{name: v for name, v in row.items() if not name.endswith(CLOCK)} for row in rows]
-
-
-def metrics_of(folder):
-    return json.loads((folder / "metrics.json").read_text())
-
-
-def assert_same_run(first, second):
-    """Two runs left the same weights, moments, moving averages, log and metrics, bit for bit."""
-    a, b = load(first / "checkpoint-last.pth"), load(second / "checkpoint-last.pth")
-    for saved in (a, b):
-        saved["alternating"].pop("run")
-        for flag in ("output_dir", "resume", "auto_resume"):
-            saved["args"].pop(flag)
-    assert_equal_states(a, b)
-    for row_a, row_b in zip(epochs_of(first), epochs_of(second), strict=True):
-        assert_equal_states(row_a, row_b, "log.txt")
-    assert metrics_of(first) == metrics_of(second)
-
-
-@pytest.fixture(scope="module")
-def full_run(run_main, tiny_flags, tmp_path_factory):
-    """The folder of a finished run with everything switched on."""
-    folder = tmp_path_factory.mktemp("full")
-    result = run_main(*tiny_flags, *FULL, "--output_dir", folder)
-    assert result.code == 0, result.output
-    return folder
-
-
 # ------------------------------------------------------------------------------------ files
 
 
@@ -136,21 +102,6 @@ def test_log_has_each_epoch_once_with_both_hands(full_run):
 def test_training_accuracy_is_logged_where_labels_are_not_mixed(run_main, tiny_flags, tmp_path):
     run_main(*tiny_flags, "--mixup", 0, "--cutmix", 0, "--epochs", 1, "--output_dir", tmp_path)
     assert 0 <= epochs_of(tmp_path)[0]["train_lh_top1"] <= 100
-
-
-def events_of(folder):
-    """[(step, tag)] of all event files, in the order in which they were written; purged ones left out."""
-    events = []
-    for path in sorted((folder / "tensorboard").iterdir()):
-        data = path.read_bytes()
-        while data:  # records: length (8), its check sum (4), event, check sum (4)
-            size = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + size])
-            if event.session_log.status == SessionLog.START:  # TensorBoard forgets what is not before it
-                events = [(step, tag) for step, tag in events if step < event.step]
-            events += [(event.step, value.tag) for value in event.summary.value]
-            data = data[16 + size :]
-    return events
 
 
 def test_tensorboard_events_hold_the_training_loss(full_run):
