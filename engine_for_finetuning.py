@@ -19,6 +19,8 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
+from tensorboardX import SummaryWriter
+from tensorboardX.proto.event_pb2 import Event, SessionLog
 from torch import nn
 
 from utils import (
@@ -299,6 +301,27 @@ def describe_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
         text += f" loss {m['loss']:.4f}" if "loss" in m else ""
         parts.append(f"{text} ({m['clips'] - m['unreadable']} of {m['clips']} clips)")
     return ", ".join(parts)
+
+
+# ---------------------------------------------------------------------------------- TensorBoard
+
+
+def open_event_log(folder: Path, step: int, purge: bool) -> SummaryWriter:
+    """A writer of TensorBoard events whose `flush` leaves nothing behind.
+
+    Args:
+        folder: where its files lie.
+        step: steps that the run has made.
+        purge: make TensorBoard forget what an interrupted run recorded beyond them.
+    """
+    # Names hold but the second: a run that is restarted at once must not write over its own file.
+    writer = SummaryWriter(str(folder), filename_suffix=f".{step:09d}")
+    # Written here, not by a thread some time after `flush` has returned.
+    events = writer.file_writer.event_writer
+    events.add_event = events._ev_writer.write_event
+    if purge:
+        events.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
+    return writer
 
 
 # ------------------------------------------------------------------------------ where time goes

@@ -59,6 +59,7 @@ from engine_for_finetuning import (
     is_best_checkpoint,
     load_weights,
     name_weights,
+    open_event_log,
     read_most_advanced,
 )
 from models import HANDS, PretrainedError, load_pretrained
@@ -475,9 +476,7 @@ class Training:
         folder = Path(self.args.log_dir or self.output_dir / "tensorboard")
         utils.on_main(lambda: utils.make_folder(folder, "--log_dir"))
         if self.dist.is_main:
-            # What an interrupted run wrote beyond its checkpoint will be written again.
-            purge = self.state.progress.step + 1 if same_steps else None
-            self.writer = SummaryWriter(str(folder), purge_step=purge)
+            self.writer = open_event_log(folder, self.state.progress.step, same_steps)
 
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
@@ -562,6 +561,7 @@ class Training:
 
     def _save(self, *names: str) -> None:
         if self.args.save_ckpt and self.dist.is_main:
+            self.writer.flush()  # a run that goes on from the file does not record its steps again
             self.state.save(self.output_dir, *names)
 
     def _record(self, step: int, values: Mapping[str, float], group: str = "train") -> None:

@@ -228,6 +228,49 @@ def fork_ranks(tmp_path_factory):
     return call
 
 
+@pytest.fixture(scope="session")
+def fork_run(tmp_path_factory):
+    """Runs the command line in copies of this process, one a rank, that may end in any way."""
+    import run_alternating_hand_finetuning as run
+
+    def start(rank, flags, fault, log, environment):
+        os.environ.update(environment, RANK=str(rank), LOCAL_RANK=str(rank))
+        with log.open("w", buffering=1) as output:
+            for stream in (1, 2):
+                os.dup2(output.fileno(), stream)
+            logging.getLogger().handlers = []
+            with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+                if fault is not None:
+                    fault(rank)
+                run.utils.exit_process(run.main([str(flag) for flag in flags]))
+
+    def call(*flags, fault=None, ranks=1, timeout=120):
+        folder = tmp_path_factory.mktemp("ranks")
+        launcher = {}
+        if ranks > 1:
+            with socket.socket() as free:
+                free.bind(("localhost", 0))
+                port = free.getsockname()[1]
+            launcher = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+            launcher |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        logs = [folder / f"{rank}.out" for rank in range(ranks)]
+        fork = multiprocessing.get_context("fork").Process
+        processes = [
+            fork(target=start, args=(rank, flags, fault, log, launcher)) for rank, log in enumerate(logs)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join(timeout)
+            assert not process.is_alive(), log_of(logs)
+        return [RunResult(p.exitcode, log.read_text()) for p, log in zip(processes, logs, strict=True)]
+
+    def log_of(logs):
+        return "\n".join(log.read_text() for log in logs)
+
+    return call
+
+
 def assert_equal_states(first, second, where="state"):
     """Two nested states with tensors are the same, bit for bit."""
     assert type(first) is type(second), where

@@ -126,13 +126,36 @@ def test_slurm_job_starts_one_task_a_gpu_that_resumes(run_script, tmp_path):
     assert "--auto_resume" in started
 
 
-def test_slurm_job_asks_for_a_gpu_a_task_and_requeueing():
+@pytest.mark.parametrize(("preempted", "code"), [(True, 0), (False, 75)])
+def test_slurm_job_is_queued_again_only_where_the_run_says_that_it_was_preempted(
+    run_script, tmp_path, preempted, code
+):
+    output, bin_folder = tmp_path / "out", tmp_path / "bin"
+    output.mkdir()
+    bin_folder.mkdir()
+    ends = f"touch {output}/PREEMPTED; exit 75" if preempted else "exit 75"
+    for name, body in (("srun", ends), ("scontrol", f'echo "$@" > {tmp_path}/asked')):
+        (bin_folder / name).write_text(f"#!/usr/bin/env bash\n{body}\n")
+        (bin_folder / name).chmod(0o755)
+    path = f"{bin_folder}{os.pathsep}{os.environ['PATH']}"
+    done, _ = run_script("slurm_havid_alternating.sh", PATH=path, SLURM_JOB_ID="4711")
+    assert done.returncode == code, done.stderr
+    asked = tmp_path / "asked"
+    assert asked.exists() == preempted
+    assert not preempted or asked.read_text() == "requeue 4711\n"
+
+
+def test_slurm_job_asks_for_a_gpu_a_task_a_warning_and_requeueing():
     header = (FINETUNE / "slurm_havid_alternating.sh").read_text()
     assert "#SBATCH --gpus-per-task=1" in header
     assert "#SBATCH --requeue" in header
+    assert "#SBATCH --signal=USR1@" in header
 
 
-@pytest.mark.parametrize("script", sorted(FINETUNE.glob("*.sh")), ids=lambda path: path.name)
+RUNNING = sorted(path for path in FINETUNE.glob("*.sh") if path.name != "environment.sh")
+
+
+@pytest.mark.parametrize("script", RUNNING, ids=lambda path: path.name)
 def test_script_takes_the_environment_that_the_project_built(script, tmp_path):
     # A checkout whose environment is a stub; no `python` is on the path.
     shutil.copytree(FINETUNE, tmp_path / "scripts" / "finetune")

@@ -13,8 +13,7 @@ cd "$(dirname "$0")/../.."
 
 OUTPUT="${OUTPUT:-$(dirname "$CHECKPOINT")}"
 GPUS="${GPUS:-1}"
-PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+source scripts/finetune/environment.sh
 
 "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \
     run_alternating_hand_finetuning.py \

@@ -10,10 +10,9 @@ DATA="${DATA:-data/havid}"                               # holds lh_v0/ and rh_v
 WEIGHTS="${WEIGHTS:-weights/vit_b_k710_dl_from_giant.pth}"
 OUTPUT="${OUTPUT:-output/havid_alternating}"
 GPUS="${GPUS:-1}"
-PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+source scripts/finetune/environment.sh
 
-"$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \
     run_alternating_hand_finetuning.py \
     --lh_data_path "$DATA/lh_v0" --rh_data_path "$DATA/rh_v0" --data_set HAVID \
     --model vit_base_patch16_224_alternating --finetune "$WEIGHTS" \

@@ -13,10 +13,9 @@ NODES="${NODES:-2}"
 GPUS="${GPUS:-8}"                                        # of each node
 MASTER="${MASTER:?set MASTER=host:port of one of the nodes}"
 JOB="${JOB:-adh}"                                        # the same on all nodes
-PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+source scripts/finetune/environment.sh
 
-"$PYTHON" -m torch.distributed.run --nnodes "$NODES" --nproc_per_node "$GPUS" \
+exec "$PYTHON" -m torch.distributed.run --nnodes "$NODES" --nproc_per_node "$GPUS" \
     --rdzv_backend c10d --rdzv_endpoint "$MASTER" --rdzv_id "$JOB" \
     run_alternating_hand_finetuning.py \
     --lh_data_path "$DATA/lh_v0" --rh_data_path "$DATA/rh_v0" --data_set HAVID \

@@ -8,10 +8,9 @@ DATA="${DATA:-data/havid/lh_v0}"                         # holds train_list_vide
 WEIGHTS="${WEIGHTS:-weights/vit_b_k710_dl_from_giant.pth}"
 OUTPUT="${OUTPUT:-output/one_stream}"
 GPUS="${GPUS:-1}"
-PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
-export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+source scripts/finetune/environment.sh
 
-"$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \
+exec "$PYTHON" -m torch.distributed.run --standalone --nproc_per_node "$GPUS" \
     run_alternating_hand_finetuning.py \
     --one_stream --lh_data_path "$DATA" --data_set CUSTOM \
     --model vit_base_patch16_224_alternating --finetune "$WEIGHTS" --output_dir "$OUTPUT" "$@"

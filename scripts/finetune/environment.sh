@@ -1,0 +1,8 @@
+#!/usr/bin/env bash
+# What the scripts of this folder share; they source it from the project's root.
+set -euo pipefail
+PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
+export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
+# What torchrun passes on to the ranks. They then finish a step, save and leave PREEMPTED in the output folder, for
+# which torchrun gives them 30 seconds.
+export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
