@@ -217,6 +217,19 @@ def _rendezvous(env: Mapping[str, str], dist_url: str) -> str:
     raise UserError("MASTER_ADDR and MASTER_PORT are not set; use torchrun or give --dist_url")
 
 
+def _store_of_attempt(env: Mapping[str, str], dist_url: str) -> dist.Store | None:
+    """This attempt's part of torchrun's own store, or None: processes meet some other way.
+
+    The store outlives a restart with the addresses of processes that are gone (torch issue 135712). On
+    several nodes attempts have no common number: there the scripts make torchrun start a new store.
+    """
+    own = env.get("TORCHELASTIC_USE_AGENT_STORE") == "True" and env.get("GROUP_WORLD_SIZE") == "1"
+    if not own or dist_url != "env://":
+        return None
+    store = dist.TCPStore(env["MASTER_ADDR"], int(env["MASTER_PORT"]), is_master=False)
+    return dist.PrefixStore(f"attempt_{env['TORCHELASTIC_RESTART_COUNT']}", store)
+
+
 def init_distributed_mode(
     device: str = "auto",
     dist_url: str = "env://",
@@ -244,10 +257,12 @@ def init_distributed_mode(
         )
     chosen = _choose_device(device, local)
     if world > 1:
+        store = _store_of_attempt(os.environ, dist_url)
         dist.init_process_group(
             # Objects, such as checkpoints, travel between hosts and take no room on the GPUs.
             "cpu:gloo,cuda:nccl" if chosen.type == "cuda" else "gloo",
-            init_method=_rendezvous(os.environ, dist_url),
+            init_method=None if store else _rendezvous(os.environ, dist_url),
+            store=store,
             rank=rank,
             world_size=world,
             timeout=datetime.timedelta(minutes=timeout_minutes),

@@ -154,6 +154,20 @@ def test_known_bad_clips_are_not_even_opened(clips):
     assert sample.bad == (("lh", f"c{TROUBLE}.mp4", "hung"),)
 
 
+@pytest.mark.parametrize("mode", ["train", "val"])
+def test_hanging_clip_does_not_hang_a_run(run_main, tiny_flags, sample, tmp_path, mode):
+    fifo = tmp_path / "stuck.mp4"
+    os.mkfifo(fifo)
+    for split, rows in (("train", sample.train["lh"]), ("val", sample.val["lh"])):
+        rows = [(sample.path("lh") / "videos" / name, label) for name, label in rows]
+        write_list(tmp_path / f"{split}_list_video.txt", rows + [(fifo, 1)] * (split == mode))
+    flags = ("--lh_data_path", tmp_path, "--max_bad_clips", 0.1, "--output_dir", tmp_path / "run")
+    result = run_main(*tiny_flags, *flags, "--num_workers", 2, "--decode_timeout", 1)
+    assert result.code == 0, result.output
+    (line,) = (tmp_path / "run" / f"{'bad_clips' if mode == 'train' else 'unreadable'}_lh.txt").open()
+    assert line == f"{fifo}\ttook longer than --decode_timeout 1 s\n"
+
+
 # ------------------------------------------------------------------------------------ the process
 
 

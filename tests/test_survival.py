@@ -210,25 +210,21 @@ def test_signals_are_left_to_whom_they_belonged(run_main, tiny_flags, tmp_path):
 # -------------------------------------------------------------------------------- launchers, ranks
 
 
-def start_torchrun(folder, flags, *options, **environment):
+def start_torchrun(folder, flags):
     """torchrun with two ranks, as the scripts start it, in the background."""
-    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
-    command = [*launcher, *options, "--log-dir", folder / "launcher", "run_alternating_hand_finetuning.py"]
-    handled = run_signals_of_the_scripts()
-    return subprocess.Popen(
-        [*map(str, command), *map(str, flags)],
-        cwd=ROOT,
-        env={**os.environ, "OMP_NUM_THREADS": "1", "TORCHELASTIC_SIGNALS_TO_HANDLE": handled, **environment},
-        stdout=(folder / "output.txt").open("w"),
-        stderr=subprocess.STDOUT,
-    )
-
-
-def run_signals_of_the_scripts():
-    """What the scripts tell torchrun to pass on."""
-    text = (ROOT / "scripts" / "finetune" / "environment.sh").read_text()
-    (line,) = (line for line in text.splitlines() if "TORCHELASTIC_SIGNALS_TO_HANDLE" in line)
-    return line.split("=")[1].split("#")[0].strip()
+    launcher = [
+        "exec",
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc_per_node",
+        "2",
+    ]
+    command = [*launcher, "--log-dir", folder / "launcher", "run_alternating_hand_finetuning.py", *flags]
+    script = "source scripts/finetune/environment.sh; " + " ".join(map(str, command))
+    output = (folder / "output.txt").open("w")
+    return subprocess.Popen(["bash", "-c", script], cwd=ROOT, stdout=output, stderr=subprocess.STDOUT)
 
 
 def wait_for(condition, process, seconds=240):
@@ -247,7 +243,7 @@ def steps_logged(folder):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_torchrun_passes_the_signal_on_and_the_run_goes_on_exactly(tiny_flags, fork_run, tmp_path, number):
+def test_torchrun_passes_the_signal_on_and_the_run_is_saved(tiny_flags, tmp_path, number):
     flags = (*tiny_flags, *TWO, "--epochs", 40, "--log_interval", 1)
     output = tmp_path / "run"
     process = start_torchrun(tmp_path, [*flags, "--output_dir", output])
