@@ -723,6 +723,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except utils.Preempted:
         log.warning("stopped by a signal after a whole step; the same command goes on from there")
         return utils.PREEMPTED_EXIT_CODE
+    except KeyboardInterrupt:
+        log.warning("stopped from the keyboard; the same command goes on from the last checkpoint")
+        return 130
     except Exception as error:
         explanation = utils.explain(error)
         if explanation is None:

@@ -201,6 +201,18 @@ def test_evaluation_alone_dies_of_the_signal_like_any_program(fork_run, full_run
     assert not (tmp_path / "PREEMPTED").exists()
 
 
+def test_interrupt_from_the_keyboard_ends_in_a_line(fork_run, tiny_flags, tmp_path):
+    interrupt = signal_after_step(2, signal.SIGINT)
+
+    def fault(rank):
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+        interrupt(rank)
+
+    (result,) = fork_run(*tiny_flags, "--num_workers", 2, "--output_dir", tmp_path, fault=fault)
+    assert result.code == 130, result.output
+    assert "stopped from the keyboard" in result.output and "Traceback" not in result.output
+
+
 def test_signals_are_left_to_whom_they_belonged(run_main, tiny_flags, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
     assert run_main(*tiny_flags, "--epochs", 1, "--warmup_epochs", 0, "--output_dir", tmp_path).code == 0
