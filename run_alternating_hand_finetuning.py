@@ -115,7 +115,7 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument_group("hands and data").add_argument
     for hand, name in zip(HANDS, ("left", "right"), strict=True):
         add(f"--{hand}_data_path", metavar="DIR", help=f"folder of the {name} hand's list files")
-        add(f"--{hand}_data_root", default="", metavar="DIR", help="folder or URL of the clips; default: the lists'")
+        add(f"--{hand}_data_root", default="", metavar="DIR", help="folder or URL of clips; default: lists'")
         add(f"--{hand}_num_classes", type=utils.count, help="classes; default: the data set's")
     add("--one_stream", action="store_true", help="train and test the left hand's data alone")
     add("--data_set", choices=DATASETS, default="HAVID", help="sets the class counts; CUSTOM: by lists")
