@@ -11,6 +11,7 @@ The test of a checkpoint:     python run_alternating_hand_finetuning.py --eval -
 from __future__ import annotations
 
 import argparse
+import contextlib
 import copy
 import dataclasses
 import functools
@@ -682,19 +683,18 @@ def train(
     utils.on_main(lambda: mark.unlink(missing_ok=True))
     utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
     utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
-    stop = utils.StopSignals()
-    evaluator = dataclasses.replace(evaluator, stops=stop.agreed)
-    training = Training(args, dist, model, num_classes, evaluator)
-    try:
-        training.resume()
-        training.fit()
-        evaluator.test(training.weights_to_test(), args.test_weights)
-    except utils.Preempted:
-        utils.on_main(lambda: utils.write_text(mark, f"step {training.state.progress.step}\n"))
-        raise
-    finally:
-        training.close()
-        stop.close()
+    with contextlib.closing(utils.StopSignals()) as stop:
+        evaluator = dataclasses.replace(evaluator, stops=stop.agreed)
+        training = Training(args, dist, model, num_classes, evaluator)
+        try:
+            training.resume()
+            training.fit()
+            evaluator.test(training.weights_to_test(), args.test_weights)
+        except utils.Preempted:
+            utils.on_main(lambda: utils.write_text(mark, f"step {training.state.progress.step}\n"))
+            raise
+        finally:
+            training.close()
 
 
 def load_pretrained_file(model: nn.Module, args: argparse.Namespace) -> str:

@@ -215,8 +215,9 @@ def test_interrupt_from_the_keyboard_ends_in_a_line(fork_run, tiny_flags, tmp_pa
 
 def test_signals_are_left_to_whom_they_belonged(run_main, tiny_flags, tmp_path):
     before = [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)]
-    assert run_main(*tiny_flags, "--epochs", 1, "--warmup_epochs", 0, "--output_dir", tmp_path).code == 0
-    assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
+    for flags, code in ((("--epochs", 1, "--warmup_epochs", 0), 0), (("--batch_size", 500), 1)):
+        assert run_main(*tiny_flags, *flags, "--output_dir", tmp_path).code == code
+        assert [signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1)] == before
 
 
 # -------------------------------------------------------------------------------- launchers, ranks
