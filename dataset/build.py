@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import multiprocessing
+import multiprocessing.util
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -104,6 +107,17 @@ def _set_up_worker(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
+def _end_workers() -> None:
+    """Ends workers that nobody has told to end, at the end of this process.
+
+    Python would ask them by a signal that they leave to this process, and wait for ever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 def build_loader(
     datasets: Mapping[str, VideoClsDataset],
     batches: Iterable[list[ClipKey]],
@@ -120,6 +134,8 @@ def build_loader(
         pin_memory: copy batches into pinned memory, from which GPUs copy asynchronously.
         decode_timeout: seconds after which a clip counts as unreadable, if there are workers; 0: never.
     """
+    if num_workers:
+        multiprocessing.util.Finalize(None, _end_workers, exitpriority=100)
     loader = DataLoader(
         HandsDataset(datasets, decode_timeout),
         batch_sampler=_Batches(batches),
