@@ -459,6 +459,13 @@ class TrainingState:
             changes = describe_changes(checkpoint, now, self.args)
             if changes:
                 log.warning("%s: goes on otherwise than it began, with %s", path, "; ".join(changes))
+            # Of another list, other clips are bad: a repaired one starts with none.
+            before = self.progress.lists
+            self.progress.bad_clips = {
+                hand: bad
+                for hand, bad in self.progress.bad_clips.items()
+                if before.get(hand) in (None, now.lists.get(hand))
+            }
             self.progress.world_size, self.progress.lists = now.world_size, now.lists
             self._fit_progress(path)
         elif isinstance(checkpoint.get("epoch"), int):
@@ -572,8 +579,7 @@ def resume_candidates(folder: Path, set_aside: bool = False) -> list[Path]:
         made[path] = (epoch if isinstance(epoch, int) else -1, progress.get("step", 0))
         runs[path] = progress.get("run", "")
     if damaged and not made:
-        error = next(iter(damaged.values()))
-        raise UserError(f"{error}; there is no other to go on from: move it away to start anew")
+        raise _none_left(damaged)
     for path, error in damaged.items():
         _pass_over(path, error, set_aside)
     newest = max(made, key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -598,14 +604,24 @@ def read_most_advanced(folder: Path) -> tuple[str, dict[str, Any]] | None:
     Raises:
         UserError: there are such files, and none can be read.
     """
-    while candidates := resume_candidates(folder, set_aside=True):
+    damaged: dict[Path, UserError] = {}
+    for path in resume_candidates(folder, set_aside=True):
         try:
-            return str(candidates[0]), read_checkpoint(candidates[0])
+            checkpoint = read_checkpoint(path)
         except UserError as error:
-            if len(candidates) == 1:
-                raise
-            _pass_over(candidates[0], error, set_aside=True)
+            damaged[path] = error
+            continue
+        for other, error in damaged.items():
+            _pass_over(other, error, set_aside=True)
+        return str(path), checkpoint
+    if damaged:
+        raise _none_left(damaged)
     return None
+
+
+def _none_left(damaged: Mapping[Path, UserError]) -> UserError:
+    error = next(iter(damaged.values()))
+    return UserError(f"{error}; there is no other to go on from: move it away to start anew")
 
 
 def is_best_checkpoint(path: Path) -> bool:

@@ -24,7 +24,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from tensorboardX import SummaryWriter
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -452,7 +451,7 @@ class Training:
             args=vars(args),
         )
         self.mixups = {hand: create_mixup(args, num_classes[hand]) for hand in self.datasets}
-        self.writer: SummaryWriter | None = None
+        self.curves: utils.Curves | None = None
 
     def resume(self) -> None:
         """Goes on from `--resume`, or from the most advanced checkpoint in the output folder."""
@@ -477,7 +476,7 @@ class Training:
         if self.dist.is_main:
             # What an interrupted run wrote beyond its checkpoint will be written again.
             purge = self.state.progress.step + 1 if same_steps else None
-            self.writer = SummaryWriter(str(folder), purge_step=purge)
+            self.curves = utils.Curves(folder, purge)
 
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
@@ -529,9 +528,9 @@ class Training:
         return name_weights(model, ema, first=self.args.test_weights)
 
     def close(self) -> None:
-        """Flushes what is still buffered."""
-        if self.writer is not None:
-            self.writer.close()
+        """Closes the file of the curves."""
+        if self.curves is not None:
+            self.curves.close()
 
     def _trainer(self) -> AlternatingTrainer:
         args, recipe, model = self.args, self.recipe, self.state.model
@@ -565,9 +564,8 @@ class Training:
             self.state.save(self.output_dir, *names)
 
     def _record(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        if self.curves is not None:
+            self.curves.add(step, {f"{group}/{name}": value for name, value in values.items()})
 
     def _checkpoint(self, name: str) -> Path:
         return self.output_dir / f"checkpoint-{name}.pth"
@@ -677,7 +675,8 @@ def train(
         Preempted: the scheduler ends the job; all that is needed to go on is saved.
     """
     if args.finetune:
-        log.info(load_pretrained_file(model, args))
+        for line in load_pretrained_file(model, args).splitlines():
+            log.info(line)
     mark = evaluator.output_dir / PREEMPTED
     utils.on_main(lambda: mark.unlink(missing_ok=True))
     utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
@@ -718,7 +717,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(argv, dist)
     except UserError as error:
         # An error of a loader's worker arrives with its traceback; the last line is the message.
-        log.error("error: %s", str(error).strip().splitlines()[-1].removeprefix("utils.UserError: "))
+        log.error("error: %s", str(error).strip().split("\n")[-1].removeprefix("utils.UserError: "))
         return 1
     except utils.Preempted:
         log.warning("stopped by a signal after a whole step; the same command goes on from there")
