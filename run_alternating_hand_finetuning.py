@@ -452,6 +452,7 @@ class Training:
         )
         self.mixups = {hand: create_mixup(args, num_classes[hand]) for hand in self.datasets}
         self.curves: utils.Curves | None = None
+        self.batches: Any = None
 
     def resume(self) -> None:
         """Goes on from `--resume`, or from the most advanced checkpoint in the output folder."""
@@ -528,7 +529,9 @@ class Training:
         return name_weights(model, ema, first=self.args.test_weights)
 
     def close(self) -> None:
-        """Closes the file of the curves."""
+        """Ends the loader's processes and closes the file of the curves."""
+        if self.batches is not None:
+            self.batches.close()
         if self.curves is not None:
             self.curves.close()
 
@@ -546,10 +549,12 @@ class Training:
             self.dist.rank,
             self.dist.world_size,
         )
+        pins, timeout = self.evaluator.pins, args.decode_timeout
+        self.batches = build_loader(self.datasets, keys, args.num_workers, pins, timeout)
         trained = torch.compile(model) if args.compile else model
         return AlternatingTrainer(
             utils.wrap_distributed(trained, self.dist, model.get_classifier()),
-            build_loader(self.datasets, keys, args.num_workers, self.evaluator.pins, args.decode_timeout),
+            self.batches,
             self.updater,
             create_criterion(args),
             recipe,

@@ -154,11 +154,18 @@ def _say_once(note: str) -> None:
     log.info(note)
 
 
-def _say_notes(batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
-    for batch in batches:
-        for note in sorted(batch.notes):
-            _say_once(note)
-        yield batch
+def _say_notes(loader: DataLoader) -> Iterator[ClipBatch]:
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            for note in sorted(batch.notes):
+                _say_once(note)
+            yield batch
+    finally:
+        # Of an iterator that an error's traceback holds, Python would take the queues apart first and
+        # then wait for workers that nobody can tell to end.
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
 
 
 class _Batches:

@@ -1,6 +1,7 @@
 """Clips that hang or crash the decoder, in the real loader with its worker processes."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import time
@@ -152,6 +153,22 @@ def test_known_bad_clips_are_not_even_opened(clips):
     sample = dataset.sample(ClipKey("lh", 0, TROUBLE))
     assert sample.name != f"c{TROUBLE}.mp4"
     assert sample.bad == (("lh", f"c{TROUBLE}.mp4", "hung"),)
+
+
+def leave_workers_behind(folder, batches):
+    dataset = build_dataset("train", folder, **SIZES)
+    batches.append(build_loader({"lh": dataset}, evaluation_batches({"lh": N_CLIPS}, 2, 0, 1), 2))
+    next(batches[0])
+
+
+def test_process_ends_though_nobody_told_its_workers_to(clips):
+    process = multiprocessing.get_context("fork").Process(target=leave_workers_behind, args=(clips, []))
+    process.start()
+    process.join(30)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
 
 
 # ------------------------------------------------------------------------------------ the process
