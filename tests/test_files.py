@@ -48,9 +48,7 @@ def test_torch_alone_does_not_see_a_lost_block(full_run, tmp_path):
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_damaged_newest_checkpoint_is_set_aside_and_the_one_before_is_read(
-    full_run, tmp_path, damage, caplog
-):
+def test_damaged_newest_checkpoint_is_set_aside_for_the_one_before(full_run, tmp_path, damage, caplog):
     for name in ("checkpoint-0.pth", "checkpoint-last.pth"):
         shutil.copyfile(full_run / name, tmp_path / name)
     DAMAGES[damage](tmp_path / "checkpoint-last.pth")

@@ -1,5 +1,6 @@
 """Checkpoints that would run code and lists that would act on a terminal, through the command line."""
 
+import logging
 import os
 import pickle
 import shutil
@@ -100,9 +101,7 @@ def assert_harmless(text):
     assert all(character.isprintable() or character == "\n" for character in text), repr(text)
 
 
-def test_names_in_lists_act_neither_on_the_terminal_nor_on_the_log(
-    run_main, tiny_flags, evil_lists, tmp_path
-):
+def test_names_in_lists_act_on_neither_terminal_nor_log(run_main, tiny_flags, evil_lists, tmp_path):
     flags = (*tiny_flags, *evil_lists, "--batch_size", 1, "--epochs", 4, "--output_dir", tmp_path / "run")
     result = run_main(*flags, "--max_bad_clips", 0)
     assert result.code == 1
@@ -133,7 +132,8 @@ def test_text_of_a_checkpoint_is_one_harmless_line(run_main, tiny_flags, full_ru
     assert_harmless(result.output)
 
 
-def test_traceback_is_shown_escaped(tmp_path, capsys):
+def test_traceback_is_shown_escaped(tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
     utils.setup_logging(0, tmp_path)
     try:
         raise RuntimeError(EVIL)
