@@ -19,13 +19,15 @@ from typing import Any
 import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
-from tensorboardX import SummaryWriter
+from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
+from tensorboardX.summary import scalar
 from torch import nn
 
 from utils import (
     UserError,
     copy_checkpoint,
+    naming,
     numbered_checkpoints,
     read_checkpoint,
     save_checkpoint,
@@ -306,22 +308,38 @@ def describe_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
 # ---------------------------------------------------------------------------------- TensorBoard
 
 
-def open_event_log(folder: Path, step: int, purge: bool) -> SummaryWriter:
-    """A writer of TensorBoard events whose `flush` leaves nothing behind.
+class Curves:
+    """TensorBoard's figures, on disk when `add` returns.
+
+    tensorboardX's own writer leaves that to a thread: a run that is killed loses what it had recorded
+    before its checkpoint, and where the thread fails, its queue fills up.
 
     Args:
-        folder: where its files lie.
+        folder: where the files lie.
         step: steps that the run has made.
-        purge: make TensorBoard forget what an interrupted run recorded beyond them.
+        purge: make what other files there say of later steps void.
     """
-    # Names hold but the second: a run that is restarted at once must not write over its own file.
-    writer = SummaryWriter(str(folder), filename_suffix=f".{step:09d}")
-    # Written here, not by a thread some time after `flush` has returned.
-    events = writer.file_writer.event_writer
-    events.add_event = events._ev_writer.write_event
-    if purge:
-        events.add_event(Event(step=step + 1, session_log=SessionLog(status=SessionLog.START)))
-    return writer
+
+    def __init__(self, folder: Path, step: int, purge: bool):
+        self._folder = folder
+        with naming(folder):
+            # Names hold but the second: a run that is restarted at once must not write over its own file.
+            self._events = EventsWriter(str(folder / "events"), f".{step:09d}")
+        if purge:
+            start = SessionLog(status=SessionLog.START)
+            self._events.write_event(Event(step=step + 1, session_log=start))
+
+    def add(self, step: int, values: Mapping[str, float]) -> None:
+        """Adds the values of a step under their names."""
+        with naming(self._folder):
+            for name, value in values.items():
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            self._events.flush()
+
+    def close(self) -> None:
+        """Closes the file; what could not be written was an error before."""
+        with contextlib.suppress(OSError):
+            self._events.close()
 
 
 # ------------------------------------------------------------------------------ where time goes
@@ -482,6 +500,13 @@ class TrainingState:
             changes = describe_changes(checkpoint, now, self.args)
             if changes:
                 log.warning("%s: goes on otherwise than it began, with %s", path, "; ".join(changes))
+            # Of another list, other clips are bad: a repaired one starts with none.
+            before = self.progress.lists
+            self.progress.bad_clips = {
+                hand: bad
+                for hand, bad in self.progress.bad_clips.items()
+                if before.get(hand) in (None, now.lists.get(hand))
+            }
             self.progress.world_size, self.progress.lists = now.world_size, now.lists
             self._fit_progress(path)
         elif isinstance(checkpoint.get("epoch"), int):
@@ -595,8 +620,7 @@ def resume_candidates(folder: Path, set_aside: bool = False) -> list[Path]:
         made[path] = (epoch if isinstance(epoch, int) else -1, progress.get("step", 0))
         runs[path] = progress.get("run", "")
     if damaged and not made:
-        error = next(iter(damaged.values()))
-        raise UserError(f"{error}; there is no other to go on from: move it away to start anew")
+        raise _none_left(damaged)
     for path, error in damaged.items():
         _pass_over(path, error, set_aside)
     newest = max(made, key=lambda path: path.stat().st_mtime_ns, default=None)
@@ -621,14 +645,24 @@ def read_most_advanced(folder: Path) -> tuple[str, dict[str, Any]] | None:
     Raises:
         UserError: there are such files, and none can be read.
     """
-    while candidates := resume_candidates(folder, set_aside=True):
+    damaged: dict[Path, UserError] = {}
+    for path in resume_candidates(folder, set_aside=True):
         try:
-            return str(candidates[0]), read_checkpoint(candidates[0])
+            checkpoint = read_checkpoint(path)
         except UserError as error:
-            if len(candidates) == 1:
-                raise
-            _pass_over(candidates[0], error, set_aside=True)
+            damaged[path] = error
+            continue
+        for other, error in damaged.items():
+            _pass_over(other, error, set_aside=True)
+        return str(path), checkpoint
+    if damaged:
+        raise _none_left(damaged)
     return None
+
+
+def _none_left(damaged: Mapping[Path, UserError]) -> UserError:
+    error = next(iter(damaged.values()))
+    return UserError(f"{error}; there is no other to go on from: move it away to start anew")
 
 
 def is_best_checkpoint(path: Path) -> bool:

@@ -25,7 +25,6 @@ from typing import Any
 import numpy as np
 import timm
 import torch
-from tensorboardX import SummaryWriter
 from timm.utils import ModelEmaV3
 from torch import nn
 
@@ -53,6 +52,7 @@ from engine_for_alternating_finetuning import (
 )
 from engine_for_finetuning import (
     STATE_KEY,
+    Curves,
     Progress,
     TrainingState,
     checkpoint_to_evaluate,
@@ -60,7 +60,6 @@ from engine_for_finetuning import (
     is_best_checkpoint,
     load_weights,
     name_weights,
-    open_event_log,
     read_most_advanced,
 )
 from models import HANDS, PretrainedError, load_pretrained
@@ -454,7 +453,8 @@ class Training:
             args=vars(args),
         )
         self.mixups = {hand: create_mixup(args, num_classes[hand]) for hand in self.datasets}
-        self.writer: SummaryWriter | None = None
+        self.curves: Curves | None = None
+        self.batches: Any = None
 
     def resume(self) -> None:
         """Goes on from `--resume`, or from the most advanced checkpoint in the output folder."""
@@ -477,7 +477,7 @@ class Training:
         folder = Path(self.args.log_dir or self.output_dir / "tensorboard")
         utils.on_main(lambda: utils.make_folder(folder, "--log_dir"))
         if self.dist.is_main:
-            self.writer = open_event_log(folder, self.state.progress.step, same_steps)
+            self.curves = Curves(folder, self.state.progress.step, same_steps)
 
     def fit(self) -> None:
         """Trains, validates and saves, epoch by epoch."""
@@ -529,9 +529,11 @@ class Training:
         return name_weights(model, ema, first=self.args.test_weights)
 
     def close(self) -> None:
-        """Flushes what is still buffered."""
-        if self.writer is not None:
-            self.writer.close()
+        """Ends the loader's processes and closes the file of the curves."""
+        if self.batches is not None:
+            self.batches.close()
+        if self.curves is not None:
+            self.curves.close()
 
     def _trainer(self) -> AlternatingTrainer:
         args, recipe, model = self.args, self.recipe, self.state.model
@@ -547,10 +549,12 @@ class Training:
             self.dist.rank,
             self.dist.world_size,
         )
+        pins, timeout = self.evaluator.pins, args.decode_timeout
+        self.batches = build_loader(self.datasets, keys, args.num_workers, pins, timeout)
         trained = torch.compile(model) if args.compile else model
         return AlternatingTrainer(
             utils.wrap_distributed(trained, self.dist, model.get_classifier()),
-            build_loader(self.datasets, keys, args.num_workers, self.evaluator.pins, args.decode_timeout),
+            self.batches,
             self.updater,
             create_criterion(args),
             recipe,
@@ -562,13 +566,11 @@ class Training:
 
     def _save(self, *names: str) -> None:
         if self.args.save_ckpt and self.dist.is_main:
-            self.writer.flush()  # a run that goes on from the file does not record its steps again
             self.state.save(self.output_dir, *names)
 
     def _record(self, step: int, values: Mapping[str, float], group: str = "train") -> None:
-        if self.writer is not None:
-            for name, value in values.items():
-                self.writer.add_scalar(f"{group}/{name}", value, step)
+        if self.curves is not None:
+            self.curves.add(step, {f"{group}/{name}": value for name, value in values.items()})
 
     def _checkpoint(self, name: str) -> Path:
         return self.output_dir / f"checkpoint-{name}.pth"
@@ -678,7 +680,8 @@ def train(
         Preempted: the scheduler ends the job; all that is needed to go on is saved.
     """
     if args.finetune:
-        log.info(load_pretrained_file(model, args))
+        for line in load_pretrained_file(model, args).splitlines():
+            log.info(line)
     mark = evaluator.output_dir / PREEMPTED
     utils.on_main(lambda: mark.unlink(missing_ok=True))
     utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
@@ -718,7 +721,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         run(argv, dist)
     except UserError as error:
         # An error of a loader's worker arrives with its traceback; the last line is the message.
-        log.error("error: %s", str(error).strip().splitlines()[-1].removeprefix("utils.UserError: "))
+        log.error("error: %s", str(error).strip().split("\n")[-1].removeprefix("utils.UserError: "))
         return 1
     except utils.Preempted:
         log.warning("stopped by a signal after a whole step; the same command goes on from there")

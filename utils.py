@@ -18,10 +18,13 @@ import os
 import pickle
 import random
 import re
+import secrets
 import shutil
 import signal
 import sys
 import tempfile
+import warnings
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn
@@ -139,15 +142,39 @@ def seed_global_generators(seed: int) -> None:
 # ------------------------------------------------------------------------------------- logging
 
 
+def visible(text: str) -> str:
+    """The text with escapes for what would act on a terminal or a log instead of being shown."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+class _Formatter(logging.Formatter):
+    """A message is one line, whatever stands in the lists and files that it quotes."""
+
+    def formatMessage(self, record: logging.LogRecord) -> str:
+        record.message = visible(record.message)
+        return super().formatMessage(record)
+
+    def formatException(self, ei: Any) -> str:
+        return "\n".join(map(visible, super().formatException(ei).split("\n")))
+
+
+class _LogFile(logging.FileHandler):
+    """A log that may fail to grow, on a full disk: its lines are shown on stdout anyway."""
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        pass
+
+
 def setup_logging(rank: int, output_dir: Path | None = None) -> None:
     """Rank 0 speaks on stdout (and to `run.log`); the other ranks only raise their voice for errors."""
     level = logging.INFO if rank == 0 else logging.ERROR
     prefix = "" if rank == 0 else f"[rank {rank}] "
     handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
     if rank == 0 and output_dir is not None:
-        handlers.append(logging.FileHandler(output_dir / "run.log", errors="backslashreplace"))
+        with naming(output_dir / "run.log") as path:
+            handlers.append(_LogFile(path))
     for handler in handlers:
-        handler.setFormatter(logging.Formatter(prefix + "%(asctime)s %(message)s", "%H:%M:%S"))
+        handler.setFormatter(_Formatter(prefix + "%(asctime)s %(message)s", "%H:%M:%S"))
         handler.setLevel(level)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
 
@@ -387,15 +414,20 @@ class Preempted(Exception):
 PREEMPTED_EXIT_CODE = 75
 
 
+_OUT_OF_MEMORY = re.compile(r"can(no|')t allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
+
+
 def explain(error: Exception) -> str | None:
     """One line on a failure whose cause lies outside of the program, or None: what to do about it."""
     text = " ".join(str(error).split())
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or "can't allocate memory" in text:
+    # Of an error in a loader's worker, the last line says what happened there.
+    last = " ".join((str(error).strip().splitlines() or [""])[-1].split())[:200]
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _OUT_OF_MEMORY.search(last):
         return (
-            f"out of memory: {text[:200]}; what lowers it: --batch_size (with --update_freq for the same "
+            f"out of memory: {last}; what lowers it: --batch_size (with --update_freq for the same "
             "step), --num_sample 1, --with_checkpoint, --amp_dtype bf16, --num_frames, --input_size"
         )
-    if "DataLoader worker" in text:
+    if "DataLoader worker (pid" in text or "shared memory" in text:
         return (
             f"{text[:200]}; if memory or /dev/shm ran out: --num_workers or --batch_size lower it, or give a "
             "container more shared memory (docker: --shm-size)"
@@ -500,8 +532,35 @@ def cosine_scheduler(
 
 
 @contextlib.contextmanager
+def naming(path: Path) -> Iterator[Path]:
+    """Names the file that the operating system would not let the caller write.
+
+    Raises:
+        UserError: such as of a full disk.
+    """
+    try:
+        yield path
+    except (OSError, RuntimeError) as error:
+        # torch's own error follows that of the system, and does not say what it was.
+        cause = error if isinstance(error, OSError) else error.__context__
+        if not isinstance(cause, OSError):
+            raise
+        raise UserError(f"{path}: cannot be written: {cause.strerror or cause}") from error
+
+
+@contextlib.contextmanager
 def atomic_open(path: Path) -> Iterator[BinaryIO]:
-    """Opens a binary file beside `path` and moves it there, synced, only when all was written."""
+    """Opens a binary file beside `path` and moves it there, synced, only when all was written.
+
+    Raises:
+        UserError: it cannot be written; what was there is there still.
+    """
+    with naming(path), _synced_in_place(path) as file:
+        yield file
+
+
+@contextlib.contextmanager
+def _synced_in_place(path: Path) -> Iterator[BinaryIO]:
     path.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -622,13 +681,18 @@ def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{flag} {path}: there is no such file")
+    is_zip = zipfile.is_zipfile(path)  # torch's files are, but for very old ones
     try:
-        with torch.serialization.safe_globals(_SAFE_GLOBALS):
-            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy)
+        if is_zip and not lazy:
+            _check_sums(path)
+        with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings(action="ignore"):
+            content = torch.load(path, map_location="cpu", weights_only=True, mmap=lazy and is_zip)
     except pickle.UnpicklingError as error:
-        reason = str(error).splitlines()[0]
-        raise UserError(f"{flag} {path}: refused, it is not a plain weights file: {reason}") from None
-    except (RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        # Around this, torch explains how to execute the file.
+        reason = re.search(r"Unpickl\w+ error:\s*(.+?)(?:\. Please|\n|$)", str(error))
+        because = f": {reason[1]}" if reason else ""
+        raise UserError(f"{flag} {path}: refused, it is not a plain weights file{because}") from None
+    except (RuntimeError, OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0]
         raise UserError(f"{flag} {path}: damaged or not a checkpoint: {reason}") from None
     if not isinstance(content, Mapping):
@@ -636,13 +700,17 @@ def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False
     return dict(content)
 
 
+def _check_sums(path: Path) -> None:
+    # torch stores check sums and does not look at them: a lost block would be read as zeros.
+    with zipfile.ZipFile(path) as file:
+        if damaged := file.testzip():
+            raise OSError(f"the check sum of its part {damaged} is wrong")
+
+
 def save_checkpoint(path: Path, content: Mapping[str, Any]) -> None:
     """Writes a checkpoint atomically."""
-    try:
-        with atomic_open(path) as file:
-            torch.save(dict(content), file)
-    except (OSError, RuntimeError) as error:
-        raise UserError(f"{path}: the checkpoint could not be written: {error}") from error
+    with atomic_open(path) as file:
+        torch.save(dict(content), file)
 
 
 def numbered_checkpoints(folder: Path, kind: str = "") -> list[tuple[int, Path]]:
@@ -654,22 +722,14 @@ def numbered_checkpoints(folder: Path, kind: str = "") -> list[tuple[int, Path]]
 
 def copy_checkpoint(source: Path, target: Path) -> None:
     """Gives a checkpoint a second name, atomically and, where the file system can, without a copy."""
-    with tempfile.TemporaryDirectory(dir=target.parent, prefix=".") as folder:
-        link = Path(folder) / target.name
-        try:
-            link.hardlink_to(source)
-        except OSError:
-            return _copy_synced(source, target)
-        link.replace(target)
-    return _sync_folder(target.parent)
-
-
-def _copy_synced(source: Path, target: Path) -> None:
+    link = target.with_name(f".{target.name}.{secrets.token_hex(4)}")
     try:
+        link.hardlink_to(source)
+    except OSError:
         with source.open("rb") as old, atomic_open(target) as new:
-            shutil.copyfileobj(old, new)
-    except OSError as error:
-        raise UserError(f"{target}: the checkpoint could not be written: {error}") from error
+            return shutil.copyfileobj(old, new)
+    link.replace(target)
+    return _sync_folder(target.parent)
 
 
 def prune_step_checkpoints(folder: Path, keep: int) -> None:

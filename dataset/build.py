@@ -5,6 +5,9 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import multiprocessing
+import multiprocessing.util
+import signal
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
@@ -104,6 +107,17 @@ def _set_up_worker(worker: int) -> None:
     cv2.setNumThreads(0)
 
 
+def _end_workers() -> None:
+    """Ends workers that nobody has told to end, at the end of this process.
+
+    Python would ask them by a signal that they leave to this process, and wait for ever.
+    """
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
 def build_loader(
     datasets: Mapping[str, VideoClsDataset],
     batches: Iterable[list[ClipKey]],
@@ -120,6 +134,8 @@ def build_loader(
         pin_memory: copy batches into pinned memory, from which GPUs copy asynchronously.
         decode_timeout: seconds after which a clip counts as unreadable, if there are workers; 0: never.
     """
+    if num_workers:
+        multiprocessing.util.Finalize(None, _end_workers, exitpriority=100)
     loader = DataLoader(
         HandsDataset(datasets, decode_timeout),
         batch_sampler=_Batches(batches),
@@ -138,11 +154,18 @@ def _say_once(note: str) -> None:
     log.info(note)
 
 
-def _say_notes(batches: Iterable[ClipBatch]) -> Iterator[ClipBatch]:
-    for batch in batches:
-        for note in sorted(batch.notes):
-            _say_once(note)
-        yield batch
+def _say_notes(loader: DataLoader) -> Iterator[ClipBatch]:
+    batches = iter(loader)
+    try:
+        for batch in batches:
+            for note in sorted(batch.notes):
+                _say_once(note)
+            yield batch
+    finally:
+        # Of an iterator that an error's traceback holds, Python would take the queues apart first and
+        # then wait for workers that nobody can tell to end.
+        if hasattr(batches, "_shutdown_workers"):
+            batches._shutdown_workers()
 
 
 class _Batches:

@@ -160,7 +160,8 @@ def run_main():
                     code = stop.code
         finally:
             for handler in root.handlers:
-                handler.close()
+                with contextlib.suppress(OSError):  # a full disk, as at the end of a process
+                    handler.close()
             root.handlers, root.level = handlers, level
             os.environ.clear()
             os.environ.update(environment)
@@ -269,6 +270,13 @@ def fork_run(tmp_path_factory):
         return "\n".join(log.read_text() for log in logs)
 
     return call
+
+
+def only_error(output):
+    """The one line that says why a run failed."""
+    assert "Traceback" not in output and "Logging error" not in output, output
+    (line,) = [line for line in output.splitlines() if "error:" in line]
+    return line
 
 
 def assert_equal_states(first, second, where="state"):

@@ -56,7 +56,7 @@ def test_damaged_checkpoint_is_passed_over_with_a_warning(tmp_path, caplog):
 
 def test_damaged_checkpoints_alone_are_no_reason_to_start_anew(tmp_path):
     (tmp_path / "checkpoint-last.pth").write_text("damaged")
-    with pytest.raises(UserError, match=r"checkpoint-last\.pth: damaged.*no other to go on from"):
+    with pytest.raises(UserError, match=r"checkpoint-last\.pth: refused.*no other to go on from"):
         resume_candidates(tmp_path)
 
 

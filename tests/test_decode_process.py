@@ -1,6 +1,7 @@
 """Clips that hang or crash the decoder, in the real loader with its worker processes."""
 
 import ctypes
+import multiprocessing
 import os
 import signal
 import time
@@ -166,6 +167,22 @@ def test_hanging_clip_does_not_hang_a_run(run_main, tiny_flags, sample, tmp_path
     assert result.code == 0, result.output
     (line,) = (tmp_path / "run" / f"{'bad_clips' if mode == 'train' else 'unreadable'}_lh.txt").open()
     assert line == f"{fifo}\ttook longer than --decode_timeout 1 s\n"
+
+
+def leave_workers_behind(folder, batches):
+    dataset = build_dataset("train", folder, **SIZES)
+    batches.append(build_loader({"lh": dataset}, evaluation_batches({"lh": N_CLIPS}, 2, 0, 1), 2))
+    next(batches[0])
+
+
+def test_process_ends_though_nobody_told_its_workers_to(clips):
+    process = multiprocessing.get_context("fork").Process(target=leave_workers_behind, args=(clips, []))
+    process.start()
+    process.join(30)
+    try:
+        assert process.exitcode == 0
+    finally:
+        process.kill()
 
 
 # ------------------------------------------------------------------------------------ the process

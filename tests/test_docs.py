@@ -10,6 +10,7 @@ from conftest import ROOT
 from run_alternating_hand_finetuning import get_parser
 
 FIDELITY = (ROOT / "docs" / "fidelity.md").read_text()
+RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
 TEST = re.compile(r"(tests/\w+\.py)?::(\w+)")
 
 
@@ -42,8 +43,12 @@ def test_every_deviation_names_its_tests():
     assert not [number for number, row in rows.items() if not list(named_tests(row["test"]))]
 
 
-@pytest.mark.parametrize("line", [line for line in FIDELITY.splitlines() if "tests/" in line])
-def test_tests_that_the_fidelity_page_names_exist(line):
+def lines_with_tests(*pages):
+    return [line for page in pages for line in page.splitlines() if "tests/" in line]
+
+
+@pytest.mark.parametrize("line", lines_with_tests(FIDELITY, RELIABILITY))
+def test_tests_that_the_pages_name_exist(line):
     for path in re.findall(r"tests/[\w/.]*\w", line):
         assert (ROOT / path).exists(), path
     for file, name in named_tests(line):

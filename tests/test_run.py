@@ -4,6 +4,7 @@ import argparse
 import csv
 import json
 import os
+import re
 import shutil
 
 import numpy as np
@@ -13,6 +14,7 @@ from conftest import (
     CLASSES,
     FULL,
     MODEL_FLAGS,
+    STEPS,
     TRAIN_CLIPS,
     VAL_CLIPS,
     assert_equal_states,
@@ -21,6 +23,7 @@ from conftest import (
     events_of,
     load,
     metrics_of,
+    only_error,
     write_list,
 )
 from torch.nn.modules.module import register_module_forward_hook
@@ -541,6 +544,29 @@ def test_file_of_the_published_trainer_is_evaluated(run_main, tiny_flags, full_r
     assert result.code == 0, result.output
     metrics, expected = metrics_of(tmp_path / "out"), metrics_of(full_run)
     assert {hand: metrics[hand] for hand in CLASSES} == {hand: expected[hand] for hand in CLASSES}
+
+
+# ------------------------------------------------------------------------------ non-finite losses
+
+
+def test_non_finite_loss_leaves_what_was_before_it(run_main, tiny_flags, full_run, sample, tmp_path):
+    shutil.copyfile(full_run / "checkpoint-0.pth", tmp_path / "checkpoint-last.pth")
+    before = (tmp_path / "checkpoint-last.pth").read_bytes()
+    flags = ("--lr", 1e30, "--log_interval", 4, "--output_dir", tmp_path)
+    result = run_main(*tiny_flags, *FULL, "--save_ckpt_steps", 0, *flags)
+    assert result.code == 1
+    line = only_error(result.output)
+    step, hand, rate = re.search(r"at step (\d+) \(hand (..), learning rate (.*?)\)", line).groups()
+    assert 4 <= int(step) < STEPS
+    assert hand == ("lh", "rh")[int(step) // 3 % 2]
+    assert float(rate) > 1e20
+    assert 3 <= len([name for name in sample.labels[hand] if name in line]) <= 4  # of a step's four clips
+    assert (tmp_path / "checkpoint-last.pth").read_bytes() == before
+    assert [path.name for path in tmp_path.glob("*.pth*")] == ["checkpoint-last.pth"]
+    # With a rate that works it goes on as if nothing had been.
+    shutil.copyfile(full_run / "log.txt", tmp_path / "log.txt")
+    assert run_main(*tiny_flags, *FULL, "--output_dir", tmp_path).code == 0
+    assert_same_run(full_run, tmp_path)
 
 
 # ---------------------------------------------------------------------------- hands and classes

@@ -14,6 +14,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
+from utils import visible
+
 _SHOWN = 3  # places of a finding
 _PLAIN_SECONDS = 10  # between lines of progress where no terminal is
 _PLAIN_WIDTH = 200
@@ -117,8 +119,3 @@ def _print_finding(console: Console, kind: Text, finding: dict[str, Any], output
 
 def _count(number: int, thing: str) -> str:
     return f"{number:,} {thing}" + "s" * (number != 1)
-
-
-def visible(text: str) -> str:
-    """The text with escapes for what would act on a terminal instead of being shown."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
