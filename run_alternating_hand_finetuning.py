@@ -686,7 +686,7 @@ def train(
     utils.on_main(lambda: mark.unlink(missing_ok=True))
     utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
     utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
-    with contextlib.closing(utils.StopSignals()) as stop:
+    with contextlib.closing(utils.StopSignals(args.dist_timeout)) as stop:
         evaluator = dataclasses.replace(evaluator, stops=stop.agreed)
         training = Training(args, dist, model, num_classes, evaluator)
         try:
@@ -694,7 +694,13 @@ def train(
             training.fit()
             evaluator.test(training.weights_to_test(), args.test_weights)
         except utils.Preempted:
-            utils.on_main(lambda: utils.write_text(mark, f"step {training.state.progress.step}\n"))
+            if args.save_ckpt:
+                step = training.state.progress.step
+                utils.on_main(lambda: utils.write_text(mark, f"step {step}\n"))
+                again = f"the same command{' without --resume' if args.resume else ''} goes on from there"
+            else:
+                again = "nothing was saved (--no_save_ckpt)"
+            log.warning("stopped by a signal after a whole step; %s", again)
             raise
         finally:
             training.close()
@@ -724,7 +730,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         log.error("error: %s", str(error).strip().split("\n")[-1].removeprefix("utils.UserError: "))
         return 1
     except utils.Preempted:
-        log.warning("stopped by a signal after a whole step; the same command goes on from there")
         return utils.PREEMPTED_EXIT_CODE
     except KeyboardInterrupt:
         log.warning("stopped from the keyboard; the same command goes on from the last checkpoint")

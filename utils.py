@@ -325,11 +325,11 @@ def leave_process_group() -> None:
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends this process; one that failed does not wait for the others, which its launcher will end."""
+    """Ends this process at once: it waits neither for other ranks nor for workers that are stuck."""
     logging.shutdown()
-    if dist.is_initialized():
-        os._exit(code)
-    sys.exit(code)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
 
 
 def gather_objects(item: Any) -> list[Any] | None:
@@ -432,8 +432,12 @@ def explain(error: Exception) -> str | None:
             f"{text[:200]}; if memory or /dev/shm ran out: --num_workers or --batch_size lower it, or give a "
             "container more shared memory (docker: --shm-size)"
         )
+    if isinstance(error, (ConnectionError, EOFError)):  # from between the processes of this one
+        return f"a process of the loader is gone ({text[:200]}); if memory ran out, --num_workers lowers it"
     if dist.is_initialized() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", text):
         return f"another process of this run is gone; its own output says why ({text[:200]})"
+    if "Timed out waiting" in text:
+        return f"another process of this run did not answer for --dist_timeout minutes ({text[:200]})"
     return None
 
 
@@ -441,12 +445,17 @@ class StopSignals:
     """SIGTERM and SIGUSR1, by which schedulers announce the end of a job.
 
     Any rank may hear one; all obey at the same call of `agreed`, which each makes equally often.
+
+    Args:
+        timeout_minutes: how long to wait for another rank.
     """
 
-    def __init__(self):
+    def __init__(self, timeout_minutes: float = 30.0):
         self._heard = False
-        # A group of the hosts alone: nobody waits for what their devices do.
-        self._group = dist.new_group(backend="gloo") if dist.is_initialized() else None
+        self._group = None
+        if dist.is_initialized():  # a group of the hosts alone: nobody waits for what their devices do
+            timeout = datetime.timedelta(minutes=timeout_minutes)
+            self._group = dist.new_group(backend="gloo", timeout=timeout)
         self._flag, self._sending = torch.zeros(()), None
         numbers = (signal.SIGTERM, signal.SIGUSR1)
         self._previous = {number: signal.signal(number, self._hear) for number in numbers}

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from torch.utils.data import Dataset, get_worker_info
@@ -231,9 +232,12 @@ class VideoClsDataset(Dataset):
         Raises:
             ClipError: it cannot be read.
         """
-        if self.mode == "train":
-            return self._training_views(clip, draw)
-        return self._validation_view(clip) if self.mode == "validation" else self._test_views(clip)
+        try:
+            if self.mode == "train":
+                return self._training_views(clip, draw)
+            return self._validation_view(clip) if self.mode == "validation" else self._test_views(clip)
+        except (cv2.error, MemoryError) as error:  # pictures that are too large
+            raise ClipError(f"cannot be made into views: {' '.join(str(error).split())}") from None
 
     def _training_sample(self, key: ClipKey, make_views: MakeViews) -> ClipSample:
         bad: list[BadClip] = []

@@ -12,6 +12,7 @@ import mmap
 import multiprocessing
 import os
 import signal
+import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
@@ -22,6 +23,7 @@ import numpy as np
 from dataset.loader import ClipError
 from utils import UserError
 
+_PATIENCE = 100  # hundredths of a second until a killed process must have ended
 _ATTEMPTS = 2  # a process may also have been ended from outside
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it
 _OF_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -87,19 +89,30 @@ class DecodeProcess:
         self._pid = os.fork()
         if self._pid == 0:
             ours.close()  # so that the child sees the end of its parent
+            code = 1
             try:
                 self._serve(theirs)
+                code = 0
+            except BaseException:
+                traceback.print_exc()
             finally:
-                os._exit(0)
+                os._exit(code)
         theirs.close()
         self._pipe = ours
 
     def _end(self) -> str:
         """Makes sure that the child is gone; how it ended."""
         os.kill(self._pid, signal.SIGKILL)
-        _, status = os.waitpid(self._pid, 0)
+        ended, status = 0, 0
+        for _ in range(_PATIENCE):
+            ended, status = os.waitpid(self._pid, os.WNOHANG)
+            if ended:
+                break
+            time.sleep(0.01)
         self._pid = None
         self._pipe.close()
+        if not ended:  # one that waits for a dead network drive cannot even be killed
+            return "it cannot be ended"
         code = os.waitstatus_to_exitcode(status)
         return signal.Signals(-code).name if code < 0 else f"exit code {code}"
 

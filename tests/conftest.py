@@ -261,9 +261,13 @@ def fork_run(tmp_path_factory):
         ]
         for process in processes:
             process.start()
-        for process in processes:
-            process.join(timeout)
-            assert not process.is_alive(), log_of(logs)
+        try:
+            for process in processes:
+                process.join(timeout)
+                assert not process.is_alive(), log_of(logs)
+        finally:
+            for process in processes:
+                process.kill()
         return [RunResult(p.exitcode, log.read_text()) for p, log in zip(processes, logs, strict=True)]
 
     def log_of(logs):

@@ -137,7 +137,9 @@ def faulty(tmp_path):
 def test_every_unreadable_clip_is_an_error_with_its_reason(check, data, faulty):
     bad = ["missing", "audio", "empty", "text", "truncated", "damaged", "tail", "fifo", "folder"]
     rows = [("ok0.mp4", 0), *((f"{name}.mp4", 1) for name in bad), ("gap 12", 1), ("ok1.mp4", 0)]
-    flags = data({("lh", "train"): rows, ("lh", "val"): [("ok2.mp4", 1), ("ok3.mp4", 0)]}, "--timeout", 2)
+    flags = data(
+        {("lh", "train"): rows, ("lh", "val"): [("ok2.mp4", 1), ("ok3.mp4", 0)]}, "--decode_timeout", 2
+    )
     start = time.monotonic()
     code, report, shown = check(*flags)
     assert time.monotonic() - start < 10  # the pipe that nobody writes to has cost its two seconds
@@ -338,7 +340,7 @@ def test_bad_flags_are_one_line(data, capsys, tmp_path):
         error = capsys.readouterr().err
         assert error.startswith("check_dataset: ") and message in error and error.count("\n") == 1
     with pytest.raises(SystemExit):
-        check_dataset.main([*flags, "--timeout", "0"])
+        check_dataset.main([*flags, "--decode_timeout", "-1"])
 
 
 def test_report_that_cannot_be_written_is_shown_all_the_same(data, capsys, tmp_path, monkeypatch):

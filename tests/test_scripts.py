@@ -132,6 +132,7 @@ def test_slurm_job_is_queued_again_only_where_the_run_says_that_it_was_preempted
 ):
     output, bin_folder = tmp_path / "out", tmp_path / "bin"
     output.mkdir()
+    (output / "PREEMPTED").touch()  # of an earlier stop
     bin_folder.mkdir()
     ends = f"touch {output}/PREEMPTED; exit 75" if preempted else "exit 75"
     for name, body in (("srun", ends), ("scontrol", f'echo "$@" > {tmp_path}/asked')):
@@ -167,7 +168,7 @@ def test_script_takes_the_environment_that_the_project_built(script, tmp_path):
     srun.parent.mkdir()
     srun.write_text('#!/bin/bash\nshift\n"$@"\n')
     srun.chmod(0o755)
-    for name in ("bash", "dirname", "ls", "realpath"):
+    for name in ("bash", "dirname", "ls", "realpath", "rm"):
         (srun.parent / name).symlink_to(shutil.which(name))
     environment = {"PATH": str(srun.parent), "MASTER": "localhost:0"}
     command = ["bash", str(tmp_path / "scripts" / "finetune" / script.name), "x.pth"]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import math
 import os
 import sys
 import time
@@ -29,7 +30,7 @@ from utils import UserError
 # Flags that decide what is decoded and what counts as wrong.
 _FLAGS = (
     *("data_set", "num_frames", "sampling_rate", "sparse_sample", "short_clips", "test_num_segment"),
-    *("video_backend", "fname_tmpl", "start_idx", "clip_cache", "seed", "max_clips", "timeout"),
+    *("video_backend", "fname_tmpl", "start_idx", "clip_cache", "seed", "max_clips", "decode_timeout"),
 )
 
 
@@ -41,7 +42,6 @@ def make_parser() -> argparse.ArgumentParser:
     add("--output", type=Path, default=Path("check_dataset.json"), metavar="FILE", help="all findings")
     add("--max_clips", type=utils.count, metavar="N",
         help="decode N clips a list, spread evenly over it; default: all")  # fmt: skip
-    add("--timeout", type=utils.count, default=60, metavar="SECONDS", help="longest wait for a clip")
     return parser
 
 
@@ -121,7 +121,7 @@ def decode_files(args: argparse.Namespace, files: Sequence[ClipFile]) -> list[Cl
     done = unreadable = 0
     with show_progress(len(files)) as show:
         # At least one process even for --num_workers 0: only a process can be killed.
-        for finished in probe_clips(files, prober, max(1, args.num_workers), args.timeout):
+        for finished in probe_clips(files, prober, max(1, args.num_workers), args.decode_timeout or math.inf):
             for place, fact in finished:
                 facts[place] = fact
             done += len(finished)

@@ -4,8 +4,10 @@ set -euo pipefail
 PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
 # What torchrun passes on to the ranks. They then finish a step, save and leave PREEMPTED in the output folder, for
-# which torchrun gives them 30 seconds. Older versions of torch read the first variable, newer ones the second.
+# which torchrun gives them 30 seconds, or two minutes where it can be told to: a step may have to wait for a clip that
+# hangs (--decode_timeout). Older versions of torch read the first variable, newer ones the others.
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export PET_SIGNALS_TO_HANDLE="$TORCHELASTIC_SIGNALS_TO_HANDLE"
+export PET_SHUTDOWN_TIMEOUT=120
 # Runs that torchrun restarts (--max_restarts) meet at a new place, where nothing of the lost run is left.
 export TORCH_DISABLE_SHARE_RDZV_TCP_STORE=1

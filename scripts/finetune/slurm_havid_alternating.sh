@@ -20,6 +20,7 @@ WEIGHTS="${WEIGHTS:-weights/vit_b_k710_dl_from_giant.pth}"
 OUTPUT="${OUTPUT:-output/havid_slurm}"
 source scripts/finetune/environment.sh
 
+rm -f "$OUTPUT/PREEMPTED"  # of an earlier stop
 status=0
 srun --kill-on-bad-exit=1 "$PYTHON" run_alternating_hand_finetuning.py \
     --lh_data_path "$DATA/lh_v0" --rh_data_path "$DATA/rh_v0" --data_set HAVID \
