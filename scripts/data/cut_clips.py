@@ -151,9 +151,7 @@ class _OpenClip:
         self._container.close()
         wanted, found = (self._frames, *self._size), _decoded_shape(self._part)
         if found != wanted:
-            raise ValueError(
-                f"{self.cut.path.name} was written as {found} (frames, height, width), not {wanted}"
-            )
+            raise ValueError(f"{self.cut.path.name}: reads back as {found} (frames, H, W), not {wanted}")
         with self._part.open("rb+") as file:
             os.fsync(file.fileno())
         self._part.replace(self.cut.path)

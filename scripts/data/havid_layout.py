@@ -119,10 +119,7 @@ def read_mapping(path: Path) -> dict[str, int]:
     readings = [_read_pairs(lines, _ID_FIRST, 1), _read_pairs(lines, _ID_LAST, 2)]
     pairs = [pairs for pairs in readings if pairs is not None]
     if not pairs:
-        bad = next(
-            (line for line in lines if not (_ID_FIRST.fullmatch(line) or _ID_LAST.fullmatch(line))), ""
-        )
-        raise UserError(f"{path}: not `id label` or `label id` in every line{bad and f': {bad!r}'}")
+        raise UserError(f"{path}: its lines are neither all `id label` nor all `label id`")
     # Labels may be numbers too: then only one of the two columns counts from 0.
     good = [one for one in pairs if sorted(number for _, number in one) == list(range(len(lines)))]
     if not good:

@@ -74,8 +74,8 @@ def make_parser() -> argparse.ArgumentParser:
     add = parser.add_argument_group("video").add_argument
     add("--short_side", type=utils.count, default=320, metavar="PIXELS",
         help="of the clips; smaller recordings are not enlarged (default: 320)")  # fmt: skip
-    add("--keyframe_interval", type=utils.natural, default=4, metavar="FRAMES",
-        help="few: fast decoding, large files; 0: as the encoder likes (default: 4)")  # fmt: skip
+    add("--keyframe_interval", type=utils.natural, default=1, metavar="FRAMES",
+        help="between keyframes; 1 decodes fastest, more are smaller, 0: x264's (default: 1)")  # fmt: skip
     add("--crf", type=int, choices=range(52), default=20, metavar="0-51",
         help="x264's quality, 0 is lossless (default: 20)")  # fmt: skip
     add = parser.add_argument_group("runtime").add_argument
