@@ -307,6 +307,7 @@ def test_bundles_name_recordings_in_several_ways(tmp_path):
         (["test.split1.bundle", "test.split2.bundle"], 2, "test.split2.bundle"),
         (["testing.bundle", "training.bundle"], 1, "testing.bundle"),
         (["val.bundle"], 1, "val.bundle"),
+        (["test_view0.bundle"], 1, "test_view0.bundle"),
         (["test.split2.bundle"], 1, None),
         (["train.bundle"], 1, None),
     ],

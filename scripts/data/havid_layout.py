@@ -92,7 +92,7 @@ def find_bundle(folder: Path, words: Iterable[str], split: int) -> Path:
     for word in words:
         found = sorted(path for path in folder.glob("*.bundle") if path.name.lower().startswith(word))
         numbered = [path for path in found if re.search(rf"\D0*{split}\.bundle$", path.name)]
-        if numbered or (len(found) == 1 and not re.search(r"\d", found[0].name)):
+        if numbered or (len(found) == 1 and not re.search(r"split\d", found[0].name)):
             return (numbered or found)[0]
         if found:
             names = ", ".join(path.name for path in found)

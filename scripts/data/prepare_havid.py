@@ -142,11 +142,13 @@ def _in_processes(
 ) -> list[Result]:
     """The results of work on recordings, and shows how far it is."""
     results: dict[int, Result] = {}
+    bad = 0
     with show_progress(len(items), verb, "recordings") as show:
         for finished in work_through(items, work, failed, args.workers, args.timeout):
             results.update(finished)
-            bad = (getattr(result, "failure", result) for result in results.values())
-            show(len(results), sum(isinstance(text, str) and text != "" for text in bad))
+            problems = (getattr(result, "failure", result) for _, result in finished)
+            bad += sum(isinstance(problem, str) and problem != "" for problem in problems)
+            show(len(results), bad)
     return [results[place] for place in range(len(items))]
 
 
