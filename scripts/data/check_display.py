@@ -22,14 +22,22 @@ _PLAIN_WIDTH = 200
 
 
 @contextlib.contextmanager
-def show_progress(total: int) -> Iterator[Callable[[int, int], None]]:
+def show_progress(
+    total: int, verb: tuple[str, str] = ("decoding", "decoded"), things: str = "clips"
+) -> Iterator[Callable[[int, int], None]]:
     """Gives a function that shows (done, unreadable): a bar on a terminal, else a line now and then."""
     console = Console(stderr=True)
     if not console.is_terminal:
-        yield _plain_progress(total)
+        yield _plain_progress(total, verb[1], things)
         return
     bad = TextColumn("{task.fields[unreadable]} unreadable")
-    columns = (TextColumn("decoding clips"), BarColumn(), MofNCompleteColumn(), bad, TimeRemainingColumn())
+    columns = (
+        TextColumn(f"{verb[0]} {things}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        bad,
+        TimeRemainingColumn(),
+    )
     # Without its thread: processes are forked meanwhile.
     with Progress(*columns, console=console, auto_refresh=False) as progress:
         task = progress.add_task("", total=total, unreadable=0)
@@ -38,14 +46,14 @@ def show_progress(total: int) -> Iterator[Callable[[int, int], None]]:
         )
 
 
-def _plain_progress(total: int) -> Callable[[int, int], None]:
+def _plain_progress(total: int, done_verb: str, things: str) -> Callable[[int, int], None]:
     last = time.monotonic()
 
     def show(done: int, unreadable: int) -> None:
         nonlocal last
         if time.monotonic() - last >= _PLAIN_SECONDS:
             last = time.monotonic()
-            sys.stderr.write(f"decoded {done:,} of {total:,} clips, {unreadable:,} unreadable\n")
+            sys.stderr.write(f"{done_verb} {done:,} of {total:,} {things}, {unreadable:,} unreadable\n")
 
     return show
 

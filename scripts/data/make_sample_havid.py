@@ -12,6 +12,9 @@ left hand (`lh`) works in the left half of the picture, the right hand (`rh`) in
 Of the recordings, every fifth is for validation, and shows tables and hands that no training
 recording shows. The same arguments make the same files, byte for byte, with any number of
 workers.
+
+With `--raw`, the folder gets the layout of HA-ViD as it is downloaded, for `prepare_havid`: long
+recordings, in which each hand does one action after the other, and a label a frame and hand.
 """
 
 from __future__ import annotations
@@ -38,7 +41,8 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from scripts.data.sample_scenes import HANDS, Recording, render
+from scripts.data.sample_raw import Session, plan_sessions, write_raw_labels
+from scripts.data.sample_scenes import HANDS, Recording, render, render_session
 from scripts.data.sample_vocabulary import SPLITS, VOCABULARIES
 
 LOGGER = logging.getLogger(__name__)
@@ -48,6 +52,9 @@ _VAL_EVERY = 5
 _LABEL_STREAM = 1_000_003
 _KEYFRAME_STEPS = (12, 14, 16)
 _BATCH = 8
+_RECORDINGS, _RAW_RECORDINGS = 1200, 10
+_RAW_ACTIONS = 8  # a hand and long recording
+_RAW_KEYFRAME_STEP = 250  # the encoder's own, which cameras' files have too
 
 
 class SampleError(Exception):
@@ -63,12 +70,14 @@ class SampleSet:
         recordings: how many, training and validation together.
         seed: start of all random draws.
         size: lowest and highest picture height, pixels.
+        raw: whether recordings are long and labelled frame by frame.
     """
 
     table: str
     recordings: int
     seed: int
     size: tuple[int, int]
+    raw: bool = False
 
     def record(self, *, complete: bool) -> dict[str, object]:
         """Returns what `sample.json` holds."""
@@ -78,6 +87,7 @@ class SampleSet:
             "recordings": self.recordings,
             "seed": self.seed,
             "size": list(self.size),
+            **({"raw": True} if self.raw else {}),
             "complete": complete,
         }
 
@@ -181,9 +191,27 @@ def make_recording(output: Path, sample: SampleSet, recording: Recording) -> Non
             _link_or_copy(first, other)
 
 
-def _make_batch(output: Path, sample: SampleSet, batch: Sequence[Recording]) -> int:
+def plan_raw(sample: SampleSet) -> list[Session]:
+    """Returns all long recordings of a set."""
+    splits = [split_of(index) for index in range(sample.recordings)]
+    classes = len(VOCABULARIES[sample.table].actions)
+    return plan_sessions(classes, splits, HANDS, _RAW_ACTIONS, sample.seed)
+
+
+def make_session(output: Path, sample: SampleSet, session: Session) -> None:
+    """Draws and writes one long recording, unless it is there already."""
+    path = output / f"{session.name}.mp4"
+    if not path.is_file():
+        partial_file = path.with_suffix(".part")
+        draw, frames = render_session(VOCABULARIES[sample.table], session, sample.seed, sample.size)
+        encode(partial_file, frames, draw.fps, _RAW_KEYFRAME_STEP)
+        partial_file.replace(path)
+
+
+def _make_batch(output: Path, sample: SampleSet, batch: Sequence[Recording | Session]) -> int:
     for recording in batch:
-        make_recording(output, sample, recording)
+        make = make_session if sample.raw else make_recording
+        make(output, sample, recording)
     return len(batch)
 
 
@@ -208,9 +236,10 @@ def _in_processes(make: partial[int], batches: Sequence[Sequence[Recording]], wo
         pool.shutdown(cancel_futures=True)
 
 
-def make_videos(output: Path, sample: SampleSet, plan: Sequence[Recording], workers: int) -> None:
+def make_videos(output: Path, sample: SampleSet, plan: Sequence[Recording | Session], workers: int) -> None:
     """Makes all recordings of a plan, with a progress bar if stderr is a terminal."""
-    batches = [plan[start : start + _BATCH] for start in range(0, len(plan), _BATCH)]
+    size = 1 if sample.raw else _BATCH
+    batches = [plan[start : start + size] for start in range(0, len(plan), size)]
     make = partial(_make_batch, output, sample)
     finished = map(make, batches) if workers == 1 else _in_processes(make, batches, workers)
     console = Console(stderr=True)
@@ -265,7 +294,7 @@ def _read_record(output: Path) -> dict[str, object] | None:
     return record
 
 
-def is_complete(output: Path, sample: SampleSet, plan: Sequence[Recording]) -> bool:
+def is_complete(output: Path, sample: SampleSet, plan: Sequence[Recording | Session]) -> bool:
     """Says whether a folder holds the whole set already.
 
     Raises:
@@ -286,6 +315,11 @@ def is_complete(output: Path, sample: SampleSet, plan: Sequence[Recording]) -> b
                 f"--output {output} holds a set made with --{key} {_flag_value(record.get(key))}, "
                 f"not {_flag_value(wanted[key])}; give another --output"
             )
+    if bool(record.get("raw")) != sample.raw:
+        raise SampleError(
+            f"--output {output} holds a set made {'without' if sample.raw else 'with'} --raw; "
+            "give another --output"
+        )
     return bool(record.get("complete")) and _has_all_files(output, sample, plan)
 
 
@@ -293,7 +327,9 @@ def _flag_value(value: object) -> str:
     return " ".join(str(item) for item in value) if isinstance(value, list) else str(value)
 
 
-def _has_all_files(output: Path, sample: SampleSet, plan: Sequence[Recording]) -> bool:
+def _has_all_files(output: Path, sample: SampleSet, plan: Sequence[Recording | Session]) -> bool:
+    if sample.raw:  # labels are written last
+        return all((output / f"{session.name}.mp4").is_file() for session in plan)
     names = {clip_name(sample, recording.index) for recording in plan}
     for hand in HANDS:
         folder = output / f"{hand}_v0"
@@ -315,6 +351,8 @@ def make_sample(output: Path, sample: SampleSet, workers: int) -> bool:
     Raises:
         SampleError: the folder holds something else.
     """
+    if sample.raw:
+        return _make_raw_sample(output, sample, workers)
     plan = plan_recordings(sample)
     if is_complete(output, sample, plan):
         return False
@@ -323,6 +361,18 @@ def make_sample(output: Path, sample: SampleSet, workers: int) -> bool:
     _write_record(output, sample.record(complete=False))
     make_videos(output, sample, plan, workers)
     write_lists(output, sample, plan)
+    _write_record(output, sample.record(complete=True))
+    return True
+
+
+def _make_raw_sample(output: Path, sample: SampleSet, workers: int) -> bool:
+    plan = plan_raw(sample)
+    if is_complete(output, sample, plan):
+        return False
+    output.mkdir(parents=True, exist_ok=True)
+    _write_record(output, sample.record(complete=False))
+    make_videos(output, sample, plan, workers)
+    write_raw_labels(output, VOCABULARIES[sample.table], plan)
     _write_record(output, sample.record(complete=True))
     return True
 
@@ -340,8 +390,8 @@ def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--recordings",
         type=int,
-        default=1200,
-        help="number of recordings, at least 5; every fifth is for validation (default: 1200)",
+        help="number of recordings, at least 5; every fifth is for validation (default: 1200, or "
+        "10 with --raw)",
     )
     parser.add_argument(
         "--seed", type=int, default=0, help="start of all random draws, 0 or more (default: 0)"
@@ -360,6 +410,11 @@ def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "(default: sample)",
     )
     parser.add_argument(
+        "--raw",
+        action="store_true",
+        help="write long recordings with labels a frame, in the layout of HA-ViD's download",
+    )
+    parser.add_argument(
         "--size",
         type=int,
         nargs=2,
@@ -369,6 +424,8 @@ def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         "times the height (default: 96 160)",
     )
     args = parser.parse_args(arguments)
+    if args.recordings is None:
+        args.recordings = _RAW_RECORDINGS if args.raw else _RECORDINGS
     if args.recordings < _VAL_EVERY:
         parser.error(f"--recordings must be at least {_VAL_EVERY}, not {args.recordings}")
     if args.seed < 0:
@@ -385,7 +442,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the program; returns the exit status."""
     args = get_args(arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sample = SampleSet(args.table, args.recordings, args.seed, tuple(args.size))
+    sample = SampleSet(args.table, args.recordings, args.seed, tuple(args.size), args.raw)
     try:
         made = make_sample(args.output, sample, args.workers)
     except (SampleError, OSError, av.FFmpegError, BrokenProcessPool) as error:

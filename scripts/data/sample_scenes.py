@@ -9,7 +9,7 @@ RGB.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
@@ -17,6 +17,7 @@ import numpy as np
 
 from scripts.data.sample_canvas import Hand, PartLook, Stage
 from scripts.data.sample_motions import DRAWINGS, Layout, progress_path, tremble, turn_range
+from scripts.data.sample_raw import Piece, Session
 from scripts.data.sample_vocabulary import (
     VOCABULARIES,
     Action,
@@ -32,6 +33,7 @@ MIN_FRAMES, MAX_FRAMES = 20, 120
 _SIDES = {"lh": -1, "rh": 1}
 _SCENE_STREAM = 0
 _HAND_STREAMS = {"lh": 1, "rh": 2}
+_SESSION_STREAM = 3
 _NEUTRAL_GAIN = 128.0
 _NOISE_MARGIN = 32
 
@@ -259,6 +261,9 @@ class HandTrack:
     shifts: np.ndarray
 
 
+Moment = tuple[HandTrack, int]  # what a hand does, and the number of the frame within it
+
+
 def hand_track(action: Action, draw: SceneDraw, hand: str, rng: np.random.Generator) -> HandTrack:
     """Returns what one hand does from the first frame to the last."""
     path = progress_path(rng, draw.frames, backward=action.backward)
@@ -311,20 +316,55 @@ def render(
         action = vocabulary.actions[recording.labels[hand]]
         hand_rng = _stream(vocabulary, seed, recording.index, _HAND_STREAMS[hand])
         tracks.append(hand_track(action, draw, hand, hand_rng))
-    return draw, _frames(draw, table, tracks, rng)
+    shown = [[(track, number) for track in tracks] for number in range(draw.frames)]
+    return draw, _frames(draw, table, shown, rng)
+
+
+def render_session(
+    vocabulary: Vocabulary, session: Session, seed: int, size: tuple[int, int]
+) -> tuple[SceneDraw, Iterator[np.ndarray]]:
+    """Draws one long recording, in which each hand does one action after the other.
+
+    Args:
+        size: lowest and highest picture height, pixels.
+
+    Returns:
+        What the recording shows, and its frames `(H, W, 3)` uint8 RGB in order.
+    """
+    rng = _stream(vocabulary, seed, session.index, _SESSION_STREAM)
+    draw = replace(_draw_scene(vocabulary, session.split, size, rng), frames=session.frames)
+    table, edge = _background(draw, rng)
+    _scatter_parts(table, vocabulary, edge, rng)
+    moments = [_moments(vocabulary, session.pieces[hand], draw, hand, rng) for hand in HANDS]
+    return draw, _frames(draw, table, list(zip(*moments, strict=True)), rng)
+
+
+def _moments(
+    vocabulary: Vocabulary, pieces: Sequence[Piece], draw: SceneDraw, hand: str, rng: np.random.Generator
+) -> list[Moment]:
+    """Returns what a hand does in each frame; resting, it stays as its last action ended."""
+    moments: list[Moment] = []
+    for piece in pieces:
+        if piece.label is None:
+            moments += moments[-1:] * piece.frames
+        else:
+            action = vocabulary.actions[piece.label]
+            track = hand_track(action, replace(draw, frames=piece.frames), hand, rng)
+            moments += [(track, number) for number in range(piece.frames)]
+    return moments
 
 
 def _frames(
-    draw: SceneDraw, table: np.ndarray, tracks: list[HandTrack], rng: np.random.Generator
+    draw: SceneDraw, table: np.ndarray, shown: Sequence[Sequence[Moment]], rng: np.random.Generator
 ) -> Iterator[np.ndarray]:
     light, noise = _light(draw, rng), _noise_sheet(draw, rng)
     offsets = rng.integers(0, _NOISE_MARGIN, size=(draw.frames, 2))
     flicker = rng.normal(1.0, 0.008, size=draw.frames) / _NEUTRAL_GAIN
     for number in range(draw.frames):
         picture = table.copy()
-        for track in tracks:
+        for track, moment in shown[number]:
             stage = Stage(picture, track.stage_side)
-            track.drawing(stage, track.layout, float(track.path[number]), track.shifts[number])
+            track.drawing(stage, track.layout, float(track.path[moment]), track.shifts[moment])
         lit = cv2.multiply(picture, light, scale=float(flicker[number]))
         down, right = offsets[number]
         window = noise[down : down + draw.height, right : right + draw.width]
