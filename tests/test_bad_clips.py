@@ -3,6 +3,7 @@
 import csv
 import json
 import multiprocessing
+import os
 import shutil
 import time
 
@@ -205,6 +206,17 @@ def test_run_goes_on_up_to_the_share_that_may_be_bad(
     result = run_main(*tiny_flags, *flags)
     assert result.code == code, result.output
     assert bad_clips_of(tmp_path / "run") == [("gone.mp4", "No such file or directory")]
+
+
+def test_clip_that_hangs_is_a_bad_one(run_main, tiny_flags, clips, tmp_path):
+    os.mkfifo(tmp_path / "hangs.mp4")
+    rows = [*((clips / name, 0) for name in SOUND), (tmp_path / "hangs.mp4", 1)]
+    write_list(tmp_path / "train_list_video.txt", rows)
+    write_list(tmp_path / "val_list_video.txt", rows[:2])
+    flags = ("--lh_data_path", tmp_path, "--num_workers", 1, "--decode_timeout", 1.5, "--max_bad_clips", 0.2)
+    result = run_main(*tiny_flags, *flags, "--output_dir", tmp_path / "run")
+    assert result.code == 0, result.output
+    assert bad_clips_of(tmp_path / "run") == [("hangs.mp4", "took longer than --decode_timeout 1.5 s")]
 
 
 def test_default_share_is_five_in_a_hundred():

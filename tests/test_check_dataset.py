@@ -18,6 +18,7 @@ from dataset import sampling
 from dataset.loader import ClipReader
 from scripts.data import check_dataset, check_display, list_findings
 from scripts.data.clip_probe import ClipFacts, ClipFile, ClipProber, probe_clips
+from utils import UserError
 
 REAL = ROOT / "tests" / "clips" / "h264_340x256.mp4"
 WINDOW = ("--num_frames", "4", "--sampling_rate", "2")
@@ -345,7 +346,7 @@ def test_bad_flags_are_one_line(data, capsys, tmp_path):
 
 def test_report_that_cannot_be_written_is_shown_all_the_same(data, capsys, tmp_path, monkeypatch):
     def no_space(path, report):
-        raise OSError(28, "No space left on device")
+        raise UserError(f"{path}: cannot be written: No space left on device")
 
     flags = data({("lh", "train"): rows_of("ok0.mp4"), ("lh", "val"): rows_of("ok1.mp4")})
     monkeypatch.setattr(check_dataset.utils, "write_json", no_space)

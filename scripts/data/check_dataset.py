@@ -160,8 +160,8 @@ def save_report(report: dict[str, Any], path: Path) -> None:
     """Writes the JSON file, whole or not at all."""
     try:
         utils.write_json(path, report)
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written: {error.strerror}") from None
+    except UserError as error:
+        raise UserError(f"--output {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -124,8 +124,8 @@ def save_sheet(sheet: Image.Image, path: Path) -> None:
     try:
         with utils.atomic_open(path) as file:
             sheet.save(file, format="PNG")
-    except OSError as error:
-        raise UserError(f"--output {path}: cannot be written: {error.strerror or error}") from None
+    except UserError as error:
+        raise UserError(f"--output {error}") from None
 
 
 def main(argv: Sequence[str] | None = None) -> int:
