@@ -427,13 +427,13 @@ def explain(error: Exception) -> str | None:
             f"out of memory: {last}; what lowers it: --batch_size (with --update_freq for the same "
             "step), --num_sample 1, --with_checkpoint, --amp_dtype bf16, --num_frames, --input_size"
         )
-    if "DataLoader worker (pid" in text or "shared memory" in text:
+    # The connection to a worker that is gone may break before torch notices the worker's end.
+    between_processes = isinstance(error, (ConnectionError, EOFError))
+    if between_processes or "DataLoader worker (pid" in text or "shared memory" in text:
         return (
-            f"{text[:200]}; if memory or /dev/shm ran out: --num_workers or --batch_size lower it, or give a "
+            f"a process of the loader failed: {text[:200]}; if memory or /dev/shm ran out: --num_workers or --batch_size lower it, or give a "
             "container more shared memory (docker: --shm-size)"
         )
-    if isinstance(error, (ConnectionError, EOFError)):  # from between the processes of this one
-        return f"a process of the loader is gone ({text[:200]}); if memory ran out, --num_workers lowers it"
     if dist.is_initialized() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", text):
         return f"another process of this run is gone; its own output says why ({text[:200]})"
     if "Timed out waiting" in text:

@@ -3,7 +3,6 @@
 import contextlib
 import multiprocessing
 import os
-import re
 import resource
 import shutil
 import signal
@@ -108,8 +107,6 @@ def test_worker_that_is_killed_from_outside_ends_the_run_in_one_line(tiny_flags,
     code, output = in_child(tmp_path / "out.txt", train)
     assert code == 1, output
     line = only_error(output)
-    assert re.search(r"error: DataLoader worker \(pid.*\) (is killed by signal|exited unexpectedly)", line), (
-        line
-    )
+    assert "error: a process of the loader failed: " in line
     assert "--num_workers" in line and "--shm-size" in line
     assert (tmp_path / "checkpoint-last.pth").read_bytes() == before
