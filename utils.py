@@ -431,8 +431,8 @@ def explain(error: Exception) -> str | None:
     between_processes = isinstance(error, (ConnectionError, EOFError))
     if between_processes or "DataLoader worker (pid" in text or "shared memory" in text:
         return (
-            f"a process of the loader failed: {text[:200]}; if memory or /dev/shm ran out: --num_workers or --batch_size lower it, or give a "
-            "container more shared memory (docker: --shm-size)"
+            f"a process of the loader failed: {text[:200]}; if memory or /dev/shm ran out: --num_workers or "
+            "--batch_size lower it, or give a container more shared memory (docker: --shm-size)"
         )
     if dist.is_initialized() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", text):
         return f"another process of this run is gone; its own output says why ({text[:200]})"
