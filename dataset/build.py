@@ -16,7 +16,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from dataset.datasets import ClipBatch, ClipKey, HandsDataset, VideoClsDataset, collate_clips
-from dataset.decode_process import follow_the_parent
+from dataset.decode_process import follow_the_parent, signals_held_back
 from utils import UserError
 
 log = logging.getLogger(__name__)
@@ -155,7 +155,8 @@ def _say_once(note: str) -> None:
 
 
 def _say_notes(loader: DataLoader) -> Iterator[ClipBatch]:
-    batches = iter(loader)
+    with signals_held_back():
+        batches = iter(loader)
     try:
         for batch in batches:
             for note in sorted(batch.notes):

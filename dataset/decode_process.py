@@ -7,6 +7,7 @@ Views come back through memory that both share.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import mmap
 import multiprocessing
@@ -14,7 +15,7 @@ import os
 import signal
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
 from typing import Any
 
@@ -27,6 +28,16 @@ _PATIENCE = 100  # hundredths of a second until a killed process must have ended
 _ATTEMPTS = 2  # a process may also have been ended from outside
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it
 _OF_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+@contextlib.contextmanager
+def signals_held_back() -> Iterator[None]:
+    """Keeps such signals from processes that start inside, until they `follow_the_parent`."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_MAIN_PROCESS)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 def follow_the_parent() -> None:

@@ -14,9 +14,10 @@ import pytest
 import torch
 from conftest import draw_recording, write_list, write_video
 
+from dataset import build
 from dataset.build import build_dataset, build_loader, evaluation_batches
 from dataset.datasets import ClipKey
-from dataset.decode_process import DecodeProcess
+from dataset.decode_process import DecodeProcess, follow_the_parent
 from dataset.loader import ClipError, DecodedClip
 from utils import UserError
 
@@ -167,6 +168,17 @@ def test_hanging_clip_does_not_hang_a_run(run_main, tiny_flags, sample, tmp_path
     assert result.code == 0, result.output
     (line,) = (tmp_path / "run" / f"{'bad_clips' if mode == 'train' else 'unreadable'}_lh.txt").open()
     assert line == f"{fifo}\ttook longer than --decode_timeout 1 s\n"
+
+
+def test_signal_to_a_worker_that_is_just_starting_is_left_to_the_trainer(clips, monkeypatch):
+    put_clip(clips)
+
+    def struck():
+        os.kill(os.getpid(), signal.SIGTERM)
+        follow_the_parent()
+
+    monkeypatch.setattr(build, "follow_the_parent", struck)
+    assert len(batches_of(clips, "validation", timeout=30)) == N_CLIPS / 2
 
 
 def leave_workers_behind(folder, batches):
