@@ -193,9 +193,9 @@ def test_a_few_missing_clips_are_no_wrong_root(listed, tmp_path):
 
 
 def test_absolute_paths_and_urls_ignore_the_folder():
-    assert locate("/data/a.mp4", "/root") == "/data/a.mp4"
-    assert locate("s3://bucket/a.mp4", "/root") == "s3://bucket/a.mp4"
-    assert locate("p/a.mp4", "/root") == "/root/p/a.mp4"
+    assert locate("/data/a.mp4", "/clips") == "/data/a.mp4"
+    assert locate("s3://bucket/a.mp4", "/clips") == "s3://bucket/a.mp4"
+    assert locate("p/a.mp4", "/clips") == "/clips/p/a.mp4"
     assert locate("p/a b.mp4", "s3://bucket/clips/") == "s3://bucket/clips/p/a b.mp4"
     assert locate("p/a.mp4", None) == "p/a.mp4"
 
