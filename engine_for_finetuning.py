@@ -463,6 +463,7 @@ class TrainingState:
     progress: Progress
     steps_per_epoch: int
     args: Mapping[str, Any]
+    class_names: Mapping[str, Mapping[int, str]] = dataclasses.field(default_factory=dict)  # by hand
 
     def save(self, folder: Path, *names: str) -> None:
         """Writes `checkpoint-{name}.pth` for each of the names."""
@@ -473,6 +474,7 @@ class TrainingState:
             "scaler": self.scaler.state_dict(),
             "epoch": (self.progress.step - 1) // self.steps_per_epoch,
             "args": dict(self.args),
+            "class_names": {hand: dict(names) for hand, names in self.class_names.items()},
             STATE_KEY: dataclasses.asdict(self.progress),
         }
         if self.ema is not None:

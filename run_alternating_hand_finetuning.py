@@ -30,6 +30,7 @@ from torch import nn
 
 import utils
 from dataset.build import DATASETS, build_dataset, build_loader, evaluation_batches, resolve_num_classes
+from dataset.class_names import names_beside_lists
 from dataset.datasets import VideoClsDataset
 from dataset.loader import VIDEO_BACKENDS, ClipReader
 from dataset.masking_generator import MASKS, TokenMasks, batch_masks
@@ -451,6 +452,7 @@ class Training:
             ),
             steps_per_epoch=steps_per_epoch,
             args=vars(args),
+            class_names=names_of_classes(args),
         )
         self.mixups = {hand: create_mixup(args, num_classes[hand]) for hand in self.datasets}
         self.curves: Curves | None = None
@@ -611,6 +613,17 @@ class Training:
         if ema is None or not self.args.model_ema_force_cpu:
             return ema and ema.module
         return copy.deepcopy(ema.module).to(device)
+
+
+def names_of_classes(args: argparse.Namespace) -> dict[str, dict[int, str]]:
+    """{hand: {label: name}} by the `mapping.txt` beside each hand's lists; what cannot be read is said."""
+    names = {}
+    for hand in active_hands(args):
+        try:
+            names[hand] = names_beside_lists(getattr(args, f"{hand}_data_path"))
+        except UserError as error:
+            log.warning("checkpoints will not name the classes of %s: %s", hand, error)
+    return names
 
 
 def make_token_masks(args: argparse.Namespace, model: nn.Module) -> TokenMasks | None:

@@ -12,7 +12,7 @@ VENV="$ROOT/.venv"
 STAMP="$VENV/.requirements.sha256"
 
 wanted_stamp() {
-    (cd "$ROOT" && cat requirements.txt requirements-dev.txt requirements-lock.txt && echo "${UNLOCKED:-0}") | sha256sum
+    (cd "$ROOT" && cat requirements.txt requirements-tools.txt requirements-dev.txt requirements-lock.txt && echo "${UNLOCKED:-0}") | sha256sum
 }
 
 # Makes an empty environment and names a uv in $UV: the machine's, or one that pip installs inside it (a
@@ -38,7 +38,7 @@ build_venv() {
     local pins="$ROOT/requirements-lock.txt"
     [ "${UNLOCKED:-0}" = 1 ] && pins=/dev/null
     "$UV" pip install --quiet --python "$VENV/bin/python" --constraint "$pins" \
-        -r "$ROOT/requirements.txt" -r "$ROOT/requirements-dev.txt" >&2
+        -r "$ROOT/requirements.txt" -r "$ROOT/requirements-tools.txt" -r "$ROOT/requirements-dev.txt" >&2
     wanted_stamp >"$STAMP"
 }
 

@@ -9,10 +9,11 @@ from conftest import CLASSES, ROOT, draw_recording, write_list, write_video
 from PIL import Image
 from timm.data import IMAGENET_DEFAULT_MEAN
 
+from dataset import class_names
 from dataset.datasets import BadClip, ClipKey, ClipSample
 from dataset.sampling import ShuffledPasses
 from run_alternating_hand_finetuning import build_datasets, get_args
-from scripts.tools import browse_dataset, class_names, contact_sheet, view_pictures
+from scripts.tools import browse_dataset, contact_sheet, view_pictures
 from utils import UserError
 
 SIDE, FRAMES = 32, 4  # of the tiny run's views

@@ -180,7 +180,7 @@ def test_script_takes_the_environment_that_the_project_built(script, tmp_path):
 @pytest.mark.skipif(shutil.which("pip") is None, reason="needs pip and its registry")
 @pytest.mark.slow
 def test_environment_is_built_by_a_python_that_is_closed_to_pip(tmp_path):
-    for name in ("requirements.txt", "requirements-dev.txt", "requirements-lock.txt"):
+    for name in (f"requirements{kind}.txt" for kind in ("", "-tools", "-dev", "-lock")):
         (tmp_path / name).write_text("packaging\n" if name == "requirements.txt" else "")
     (tmp_path / "scripts").mkdir()
     shutil.copyfile(ROOT / "scripts" / "env.sh", tmp_path / "scripts" / "env.sh")

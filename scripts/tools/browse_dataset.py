@@ -19,11 +19,11 @@ from typing import Any
 from PIL import Image
 
 import utils
+from dataset.class_names import names_beside_lists, read_class_names
 from dataset.datasets import MODES, VideoClsDataset
 from models import HANDS
 from optim_factory import uses_mixup
 from run_alternating_hand_finetuning import NOT_INHERITED, active_hands, build_datasets, get_args, get_parser
-from scripts.tools.class_names import names_beside_lists, read_class_names
 from scripts.tools.contact_sheet import ContactSheet, Section
 from scripts.tools.view_pictures import choose_clips, make_clip, shown_frames
 from utils import UserError

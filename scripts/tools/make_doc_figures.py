@@ -14,10 +14,10 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from dataset.annotations import read_clip_list
+from dataset.class_names import read_class_names
 from dataset.loader import decode_frames
 from models import HANDS
 from scripts.tools import browse_dataset
-from scripts.tools.class_names import read_class_names
 from utils import UserError, atomic_open
 
 TILE = (176, 132)  # pixels, width and height of a frame
