@@ -127,7 +127,7 @@ def tiny_flags(sample):
         *("--data_set", "CUSTOM", "--num_workers", "0", "--device", "cpu"),
         *("--batch_size", "2", "--update_freq", "2", "--num_sample", "2", "--epochs", "2"),
         *("--warmup_epochs", "1", "--alternation_steps", "3", "--lr", "0.05", "--log_interval", "2"),
-        *("--test_num_segment", "2", "--test_num_crop", "3"),
+        *("--test_num_segment", "2", "--test_num_crop", "3", "--no_report"),
     ]
 
 

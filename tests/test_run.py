@@ -39,7 +39,7 @@ def test_run_writes_all_its_files(full_run):
     files = {path.name for path in full_run.iterdir()}
     assert files == {
         *("args.json", "log.txt", "run.log", "tensorboard", "metrics.json", "ema"),
-        *("0_lh.txt", "0_rh.txt", "predictions_lh.csv", "predictions_rh.csv"),
+        *("0_lh.txt", "0_rh.txt", "predictions_lh.csv", "predictions_rh.csv", "environment.json"),
         *("checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-last.pth"),
         *("checkpoint-step-3.pth", "checkpoint-step-6.pth"),
         *("checkpoint-best.pth", "checkpoint-best-lh.pth", "checkpoint-best-rh.pth"),

@@ -1,0 +1,350 @@
+"""What the report of one run says: its parts, as the template takes them."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import datetime
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from engine_for_finetuning import ClipScores, accuracy_metrics
+from run_alternating_hand_finetuning import NO_EFFECT, get_parser
+from scripts.tools.report import statistics
+from scripts.tools.report.examples import ClipPictures, Picture
+from scripts.tools.report.figures import Drawing, accuracy_by_support, reliability
+from scripts.tools.report.matrix import Matrix, draw_matrix
+from scripts.tools.report.page import duration, percent, pictures_of, write_page
+from scripts.tools.report.run_data import HAND_NAMES, Run, metrics_of
+from scripts.tools.report.run_figures import draw_training
+
+_PAIRS = 10
+_EXAMPLES = 3  # clips of a pair
+_MISTAKES = 9
+_LISTED_CLIPS = 200
+
+
+def write_report(run: Run, output: Path, thumbnails: bool = True) -> None:
+    """Writes `output`, and its figures as PNGs into the folder of its name.
+
+    Raises:
+        UserError: something cannot be written.
+    """
+    training = list(draw_training(run))
+    pictures = ClipPictures(run, thumbnails)
+    hands = [_hand_section(run, hand, clips, pictures) for hand, clips in run.tested.items()]
+    content = {
+        "title": run.name,
+        "facts": _facts(run),
+        "sections": _sections(hands),
+        "remarks": run.remarks,
+        "footer": f"Made from {run.folder.resolve()} on {datetime.date.today()}.",
+        "results": _results(run),
+        "resamples": statistics.RESAMPLES,
+        "training": training,
+        "hands": hands,
+        "coverage": _coverage(run),
+        "changed": _changed_flags(run),
+        "configuration": _configuration(run),
+        "timing": _timing(run),
+        "environment": environment_tables(run),
+    }
+    drawings = [*training, *itertools.chain.from_iterable(part.figures for part in hands)]
+    pngs = pictures_of(drawings) | {f"confusion_{part.hand}": part.matrix.png for part in hands}
+    write_page(output, "report.html.j2", content, pngs)
+
+
+def _sections(hands: Sequence[HandSection]) -> list[tuple[str, str]]:
+    ends = ["Coverage", "Configuration", "Environment"]
+    names = [("result", "Result"), ("training", "Training"), *((part.hand, part.name) for part in hands)]
+    return names + [(name.lower(), name) for name in ends]
+
+
+def _facts(run: Run) -> list[str]:
+    facts = []
+    if run.metrics:
+        facts.append(f"tested weights: {run.metrics['weights']}")
+    if run.has_args:
+        args = run.args
+        facts += [
+            args.model,
+            f"turns of {args.alternation_steps} steps",
+            f"{len(run.epochs)} of {args.epochs} epochs",
+        ]
+    if run.starts:
+        facts.append(f"started {run.starts[-1]['started'][:10]}")
+        if commit := run.starts[-1].get("commit"):
+            facts.append(f"commit {describe_commit(commit)}")
+    return facts
+
+
+def describe_commit(commit: Mapping[str, Any] | None) -> str:
+    """A commit as `environment.json` has it, in a few characters."""
+    if not commit:
+        return "none"
+    return commit["id"][:10] + (" with changes" if commit["modified"] else "")
+
+
+# --------------------------------------------------------------------------------------- result
+
+
+class Figure(NamedTuple):
+    """A fraction, and its 95% interval if there is one."""
+
+    value: float
+    bounds: tuple[float, float] | None
+
+
+@dataclasses.dataclass(frozen=True)
+class ResultRow:
+    """The test of one hand with one set of weights; fractions."""
+
+    hand: str
+    hand_name: str
+    weights: str
+    is_tested: bool  # whether these are the weights that the test was about
+    top1: Figure
+    top5: Figure
+    mean_class_acc: Figure
+    top1_all: float
+    clips: int
+    unreadable: int
+    ece: float | None
+
+
+def _results(run: Run) -> list[ResultRow]:
+    tested = run.weights or ("ema" if run.metrics.get("weights") == "ema" else "raw")
+    sets = dict.fromkeys([tested, *run.scores, *(["ema"] if run.metrics.get("ema") else [])])
+    rows = [_result_row(run, hand, weights, weights == tested) for hand in run.hands for weights in sets]
+    return [row for row in rows if row is not None]
+
+
+def _result_row(run: Run, hand: str, weights: str, is_tested: bool) -> ResultRow | None:
+    told = (run.metrics if is_tested else metrics_of(run, weights)).get(hand)
+    clips = run.scores.get(weights, {}).get(hand)
+    if told is None and clips is None:
+        return None
+    metrics = told or accuracy_metrics(clips, len(run.unreadable.get(hand, ())))
+    bounds = dict.fromkeys(statistics.ACCURACIES) if clips is None else accuracy_intervals(clips)
+    named = weights
+    if weights == "raw" and is_tested and run.metrics:
+        named = f"raw ({run.metrics['weights']})"
+    return ResultRow(
+        hand,
+        HAND_NAMES[hand],
+        named,
+        is_tested,
+        *(Figure(metrics[name] / 100, bounds[name]) for name in statistics.ACCURACIES),
+        top1_all=metrics["top1_all"] / 100,
+        clips=metrics["clips"],
+        unreadable=metrics["unreadable"],
+        ece=None if clips is None else statistics.calibration(clips.scores, clips.labels).ece,
+    )
+
+
+def accuracy_intervals(clips: ClipScores) -> dict[str, tuple[float, float]]:
+    """{accuracy: its 95% interval over the choice of clips}."""
+    hits = statistics.hits_of(clips.scores, clips.labels)
+    drawn = statistics.resampled_accuracies([hits], clips.labels)[0]
+    return {name: statistics.interval(drawn[:, i]) for i, name in enumerate(statistics.ACCURACIES)}
+
+
+# ----------------------------------------------------------------------------------------- hands
+
+
+class Example(NamedTuple):
+    """A clip of the page, and what is said under it."""
+
+    name: str
+    says: str
+    picture: Picture
+
+
+class PairSection(NamedTuple):
+    """Two classes that were confused."""
+
+    label: str
+    predicted: str
+    clips: int
+    support: int
+    reverse: int
+    examples: list[Example]
+
+
+@dataclasses.dataclass(frozen=True)
+class HandSection:
+    """What the page says of one hand's clips."""
+
+    hand: str
+    name: str
+    matrix: Matrix
+    figures: list[Drawing]
+    classes: list[dict[str, Any]]
+    pairs: list[PairSection]
+    mistakes: list[Example]
+
+
+def _hand_section(run: Run, hand: str, clips: ClipScores, pictures: ClipPictures) -> HandSection:
+    names = [run.class_name(hand, label) for label in range(run.num_classes(hand))]
+    predicted = clips.scores.argmax(axis=1)
+    counts = statistics.confusion_matrix(clips.labels, predicted, len(names))
+    by_confidence = np.argsort(-clips.scores.max(axis=1), kind="stable")
+    wrong = by_confidence[(predicted != clips.labels)[by_confidence]]
+    hand_name = HAND_NAMES[hand]
+    matrix = draw_matrix(counts, names, f"Confusion matrix of the {hand_name.lower()}")
+    rows = statistics.class_rows(counts)
+    result = statistics.calibration(clips.scores, clips.labels)
+    figures = [reliability(f"calibration_{hand}", hand, result)]
+    if matrix.is_wide:  # many classes
+        figures.append(accuracy_by_support(f"classes_{hand}", hand, rows))
+
+    def example(clip: int, says: str) -> Example:
+        return Example(clips.names[clip], says, pictures.draw(hand, clips.names[clip]))
+
+    def of_pair(pair: statistics.ConfusedPair) -> list[Example]:
+        theirs = (clips.labels[wrong] == pair.label) & (predicted[wrong] == pair.predicted)
+        best = clips.scores.max(axis=1)
+        return [example(clip, f"probability {best[clip]:.2f}") for clip in wrong[theirs][:_EXAMPLES].tolist()]
+
+    def mistake(clip: int) -> Example:
+        label, taken = clips.labels[clip], predicted[clip]
+        said, true = clips.scores[clip, [taken, label]]
+        return example(clip, f"{names[label]} taken for {names[taken]}: {said:.2f} against {true:.2f}")
+
+    return HandSection(
+        hand,
+        hand_name,
+        matrix,
+        figures,
+        _class_table(rows, names),
+        [
+            PairSection(names[pair.label], names[pair.predicted], *pair[2:], of_pair(pair))
+            for pair in statistics.confused_pairs(counts, _PAIRS)
+        ],
+        [mistake(clip) for clip in wrong[:_MISTAKES].tolist()],
+    )
+
+
+def _class_table(rows: Sequence[statistics.ClassRow], names: Sequence[str]) -> list[dict[str, Any]]:
+    return [
+        {
+            **row._asdict(),
+            "name": names[row.label],
+            "confused_with": "" if row.confused_with is None else names[row.confused_with],
+        }
+        for row in sorted(rows, key=lambda row: -row.support)
+    ]
+
+
+# -------------------------------------------------------------------------------------- coverage
+
+
+def _coverage(run: Run) -> list[dict[str, Any]]:
+    parts = []
+    for hand in run.hands:
+        bad = run.unreadable.get(hand, ())
+        told = run.metrics.get(hand)
+        if told is not None:
+            readable = told["clips"] - told["unreadable"]
+            says = f"{HAND_NAMES[hand]}, test: {readable:,} of {told['clips']:,} clips could be read."
+            parts.append(_coverage_part(hand, says, bad, f"unreadable_{hand}.txt"))
+        if run.epochs:
+            bad = run.bad_clips.get(hand, ())
+            says = f"{HAND_NAMES[hand]}, training: {len(bad):,} clips could not be read and were replaced."
+            parts.append(_coverage_part(hand, says, bad, f"bad_clips_{hand}.txt"))
+    return parts
+
+
+def _coverage_part(hand: str, says: str, clips: Sequence[tuple[str, str]], file: str) -> dict[str, Any]:
+    shown = clips[:_LISTED_CLIPS]
+    return {"hand": hand, "says": says, "clips": shown, "more": len(clips) - len(shown), "file": file}
+
+
+# --------------------------------------------------------------------------------- configuration
+
+
+def _defaults() -> dict[str, Any]:
+    return vars(get_parser().parse_args([]))
+
+
+def _changed_flags(run: Run) -> list[tuple[str, Any, Any]]:
+    defaults, args = _defaults(), vars(run.args)
+    return [
+        (f"--{name}", value, defaults.get(name, "–"))
+        for name, value in args.items()
+        if run.has_args and name not in NO_EFFECT and value != defaults.get(name)
+    ]
+
+
+def _configuration(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(group, [(flag, value)]) as `--help` has them; flags of another version come last."""
+    if not run.has_args:
+        return []
+    args = dict(vars(run.args))
+    groups = []
+    for group in get_parser()._action_groups:
+        names = dict.fromkeys(action.dest for action in group._group_actions)
+        rows = [(f"--{name}", args.pop(name)) for name in names if name in args]
+        if rows:
+            groups.append((group.title, rows))
+    return groups + ([("other", [(f"--{name}", value) for name, value in args.items()])] if args else [])
+
+
+# ------------------------------------------------------------------------- environment and timing
+
+
+def environment_tables(run: Run) -> list[tuple[str, list[tuple[str, Any]]]]:
+    """(heading, rows) of the last start of each kind that `environment.json` tells."""
+    tables = []
+    starts = collections.defaultdict(list)
+    for entry in run.starts:
+        starts[entry.get("mode", "run")].append(entry)
+    for mode, entries in starts.items():
+        times = "" if len(entries) == 1 else f", the last of {len(entries)} starts"
+        tables.append((f"{mode.capitalize()}{times}", _environment_rows(entries[-1])))
+    return tables
+
+
+def _environment_rows(entry: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    said = {
+        "started": entry.get("started"),
+        "command": entry.get("command"),
+        "commit": describe_commit(entry.get("commit")),
+        "processes": entry.get("processes"),
+        "devices": ", ".join(f"{count} x {name}" for name, count in entry.get("devices", {}).items()),
+        "processor": f"{entry.get('cpu', '')}, {entry.get('cpus', '?')} cores for the run",
+        "memory, GB": entry.get("memory_gb"),
+        "system": entry.get("platform"),
+        "Python": entry.get("python"),
+        **entry.get("packages", {}),
+    }
+    return [(name, value) for name, value in said.items() if value not in (None, "")]
+
+
+def _timing(run: Run) -> list[tuple[str, str]]:
+    rows = []
+
+    def column(name: str) -> np.ndarray:
+        return np.array([row[name] for row in run.epochs if row.get(name) is not None], float)
+
+    seconds, a_step = column("train_seconds"), column("train_seconds_a_step")
+    if len(seconds):
+        rows.append(("training, without validation", f"{duration(seconds.sum())} in {len(seconds)} epochs"))
+    if len(a_step):
+        step = float(np.median(a_step))
+        rows.append(("a step", f"{step:.3g} s (median over epochs)"))
+        if run.has_args and run.starts:
+            clips = run.args.batch_size * run.args.update_freq * run.starts[-1].get("processes", 1)
+            rows.append(("clips a second", f"{clips / step:.3g}"))
+    if len(waits := column("train_data_wait")):
+        rows.append(("waiting for data", f"{percent(float(waits.mean()))} % of the training"))
+    if len(memory := column("train_gpu_memory_gb")):
+        rows.append(("GPU memory", f"{memory.max():.1f} GB at most"))
+    if run.curves:
+        times = [time for curve in run.curves.values() for time in curve.times[[0, -1]]]
+        rows.append(("from first to last recording", duration(max(times) - min(times))))
+    return rows
