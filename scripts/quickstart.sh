@@ -47,6 +47,7 @@ EOF
 cat <<EOF
 
 Where to look next
+  $OUTPUT/report.html    the run as a page: curves, confusions with frames of clips, calibration; for a browser
   $OUTPUT/metrics.json   what the table shows; predictions_{lh,rh}.csv has every clip
   $OUTPUT/log.txt        one JSON object an epoch
   $PYTHON -m tensorboard.main --logdir $OUTPUT   curves (uv pip install --python $PYTHON tensorboard)

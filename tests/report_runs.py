@@ -20,6 +20,7 @@ from run_alternating_hand_finetuning import get_parser
 from utils import write_json
 
 HANDS = ("lh", "rh")
+NAMES = ("turn <script>alert(1)</script>", "push & pull", "lift", "place", "hold")
 
 
 @dataclasses.dataclass(frozen=True)

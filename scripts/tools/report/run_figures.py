@@ -138,23 +138,38 @@ def _turns(run: Run) -> Drawing | None:
             f" Bars are as long as {interval / length:g} turns: a --log_interval below --alternation_steps "
             "would show what happens within a turn."
         )
-    elif rises := _rises(run, spans):
-        caption += f" From the end of a hand's turn to the start of its next, its loss changes by {rises}."
+    caption += _say_changes(run, spans)
     return finish(figure, "turns", "Turn by turn", caption, is_wide=True)
 
 
-def _rises(run: Run, spans: Mapping[str, Spans]) -> str | None:
-    """How a hand's loss changes while the other has its turn."""
-    texts = []
+def _say_changes(run: Run, spans: Mapping[str, Spans]) -> str:
+    changes = changes_over_rest(run, spans)
+    texts = [
+        f"{mean:+.3f} ± {error:.3f} nats ({HAND_NAMES[h].lower()})" for h, (mean, error) in changes.items()
+    ]
+    if not texts:
+        return ""
+    return (
+        " From the end of a hand's turn to the start of its next, its loss changes by "
+        f"{' and '.join(texts)}, mean and standard error over turns."
+    )
+
+
+def changes_over_rest(run: Run, spans: Mapping[str, Spans]) -> dict[str, tuple[float, float]]:
+    """{hand: how its loss changes while the other has its turn: mean and standard error, nats}.
+
+    Between the last recording of a turn and the first of the hand's next; nothing where recordings are not
+    finer than turns.
+    """
+    result = {}
     for hand, s in spans.items():
         turn = s.starts // run.args.alternation_steps
         within = turn == (s.ends - 1) // run.args.alternation_steps
-        starts, ends, values = turn[within][1:], turn[within][:-1], s.values[within]
-        changes = (values[1:] - values[:-1])[starts != ends]
-        if len(changes) > 2:
-            error = changes.std(ddof=1) / np.sqrt(len(changes))
-            texts.append(f"{changes.mean():+.3f} ± {error:.3f} nats ({HAND_NAMES[hand].lower()})")
-    return f"{' and '.join(texts)}, mean and standard error over turns" if texts else None
+        values, turn = s.values[within], turn[within]
+        changes = np.diff(values)[np.diff(turn) > 0]
+        if len(changes) > 2 and run.args.log_interval < run.args.alternation_steps:
+            result[hand] = float(changes.mean()), float(changes.std(ddof=1) / np.sqrt(len(changes)))
+    return result
 
 
 def _accuracy(run: Run) -> Drawing | None:
