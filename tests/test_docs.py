@@ -239,12 +239,12 @@ def stated_defaults():
                 yield from ((row[0].strip("`"), row[1].strip("`")) for row in rows)
 
 
-@pytest.mark.parametrize(("flag", "stated"), stated_defaults())
+@pytest.mark.parametrize(("flag", "stated"), [*stated_defaults()])
 def test_stated_defaults_are_the_trainer_s(flag, stated):
     default = get_parser().get_default(flag.removeprefix("--"))
-    assert (float(stated) if isinstance(default, (int, float)) and stated != "off" else stated) == (
-        "off" if default is False else default
-    )
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    assert (stated if isinstance(default, str) else float(stated)) == default
 
 
 def test_messages_of_the_troubles_table_are_in_the_code():
