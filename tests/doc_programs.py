@@ -82,7 +82,8 @@ def parse(parser, words, whole):
                 action.nargs = "?" if action.nargs is None else "*"
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
+        # Where people run it: some flags want files that exist.
+        with contextlib.chdir(ROOT), contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
             return parser.parse_args(words)
     except SystemExit as stop:
         if stop.code:

@@ -4,6 +4,7 @@ import contextlib
 import io
 import re
 import shutil
+from itertools import pairwise
 
 import pytest
 from conftest import ROOT
@@ -149,14 +150,12 @@ def world(sample, full_run, run_main, tmp_path):
     return World(tmp_path, sample, full_run, run_main)
 
 
-def can_run(program, words, world, skipped):
+def can_run(program, words, skipped):
     """Whether small data and a CPU are enough for a command."""
     if program is None or program in skipped or "--help" in words:
         return False
-    if program != TRAINER:
-        return True
-    evaluates = "--eval" in words or "--validation" in words
-    return evaluates and (world.folder / words[words.index("--resume") + 1]).exists()
+    of_a_run = any(word.startswith("output/") for flag, word in pairwise(words) if flag == "--resume")
+    return program != TRAINER or (("--eval" in words or "--validation" in words) and of_a_run)
 
 
 def run_page(page, world, shell, skipped=()):
@@ -168,7 +167,7 @@ def run_page(page, world, shell, skipped=()):
         for command in shell.commands_of(code.script):
             program, words = program_of(command)
             world.provide(words)
-            if can_run(program, words, world, {*NOT_RUN, *skipped}):
+            if can_run(program, words, {*NOT_RUN, *skipped}):
                 exit_code, said = world.run(program, words)
                 assert exit_code == 0, f"{code}: {command} ends with {exit_code}:\n{said}"
                 ran.append(program)
