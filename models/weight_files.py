@@ -103,7 +103,8 @@ def find_weights(source: str, flag: str = "--finetune") -> WeightSource:
     folder, file = _on_hub(source, name) if source.startswith(HUB) else _on_disk(Path(source), name)
     config = folder.fetch(CONFIG) if file in (None, *FOLDER_FILES) else None
     if config is None and file is None:
-        raise UserError(f"{name}: {folder.lacks(CONFIG)}; of other folders, give the file of weights itself")
+        hint = "" if folder.unknown else "; of other folders, give the file of weights itself"
+        raise UserError(f"{name}: {folder.lacks(CONFIG)}{hint}")
 
     def weights() -> Path:
         names = FOLDER_FILES if file is None else (file,)
@@ -131,6 +132,7 @@ class _Folder:
     """Files by name, and the word for one that is not there."""
 
     path: Path
+    unknown: str = ""  # a local folder can always be asked
 
     def fetch(self, name: str) -> Path | None:
         """The file, or None if there is none."""
@@ -208,11 +210,11 @@ class _HubFolder:
             return f"there is no {names} in it"
         if constants.HF_HUB_OFFLINE:
             return f"HF_HUB_OFFLINE is set, and {names} is not in the cache {constants.HF_HUB_CACHE}"
-        return f"{names} is not in the cache, and {constants.ENDPOINT} does not answer ({self.unknown})"
+        return f"{names} is not in the cache, and {constants.ENDPOINT} did not give it ({self.unknown})"
 
 
 def _reason(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return " ".join(str(error).split())[:200] or type(error).__name__
 
 
 # --------------------------------------------------------------------------------------- files
