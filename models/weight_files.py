@@ -222,7 +222,7 @@ def _reason(error: BaseException) -> str:
 
 def _read_file(path: Path, name: str) -> dict[str, Any]:
     if path.suffix != ".safetensors":
-        return read_checkpoint(path, name.removesuffix(f" {path}"))
+        return read_checkpoint(path, name.removesuffix(f" {path}"))  # which names the file itself
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:

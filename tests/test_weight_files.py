@@ -137,6 +137,12 @@ def test_single_classifier_is_reported_as_a_head_that_is_not_there():
     assert report.dropped == {"head.weight": "no such head", "head.bias": "no such head"}
 
 
+def test_names_of_transformers_are_understood_under_a_key_too():
+    model = VisionTransformer(**TOY, num_classes=5, norm_eps=1e-12).eval()
+    load_pretrained(model, {"epoch": 3, "module": load_file(GOLDEN / "model.safetensors")})
+    torch.testing.assert_close(logits(model), EXPECTED["logits_1e-12"], rtol=0, atol=2e-5)
+
+
 def test_block_without_its_queries_is_refused(tmp_path):
     def spell(name, value):
         if "layer.1.attention.attention.query" not in name:
