@@ -308,7 +308,7 @@ FULL = (
     *("--head_drop_rate", "0.2", "--reprob", "0.5", "--train_mask_ratio", "0.25", "--train_mask_type"),
     *("random", "--num_workers", "2", "--save_ckpt_freq", "1", "--save_ckpt_steps", "3"),
 )
-CLOCK = ("seconds", "seconds_a_step", "data_wait")
+CLOCK = ("seconds", "seconds_a_step", "data_wait", "clips_per_second", "host_memory_gib")
 STEPS = 8  # of the whole tiny run
 
 
