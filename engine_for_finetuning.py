@@ -300,7 +300,7 @@ def draw_confusion(matrix: np.ndarray) -> np.ndarray:
         draw.text((margin - 6, middle), str(label), "black", font, anchor="rm")
         draw.text((middle, margin - 6), str(label), "black", font, anchor="mb")
     right = np.trace(matrix)
-    caption = f"rows: label, columns: prediction; {right} of {matrix.sum()} clips are right"
+    caption = f"row: label, column: prediction; {right} of {matrix.sum()} clips are right"
     draw.text((margin, picture.height - margin // 2), caption, "black", font, anchor="lm")
     return np.asarray(picture)
 

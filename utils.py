@@ -217,12 +217,12 @@ class _Screen:
         return getattr(self._file, name)
 
     def write(self, text: str) -> None:
-        with contextlib.suppress(OSError):
+        """Writes at once, or from the first failure on to nowhere: nobody must stumble over it later."""
+        try:
             self._file.write(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
             self._file.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
 
 
 class Terminal(logging.Handler):
@@ -250,6 +250,11 @@ class Terminal(logging.Handler):
                 self._write(self.format(record), _COLOURS.get(record.levelno, ""))
             except Exception:
                 self.handleError(record)
+
+    def close(self) -> None:
+        """Of logging."""
+        self._words.close()
+        super().close()
 
     def _write(self, text: str, style: str = "") -> None:
         self.console.print(Text(text, style), soft_wrap=True)
@@ -289,13 +294,13 @@ class LiveLine:
 
     def __init__(self, phase: str, total: int = 0, done: int = 0, clips: int = 1):
         self._terminal, self._clips, self._drawn = terminal(), clips, -math.inf
-        self._count = f"{{task.completed}}/{total}" if total else ""
-        columns = [TextColumn(f"{{task.description}} {self._count}", markup=False)]
-        columns += [BarColumn(bar_width=20)] * bool(total)
+        count = f" {{task.completed:{len(str(total))}}}/{total}" if total else ""
+        screen = self._terminal and self._terminal.console
+        has_room = total and screen and screen.width >= 100
         self._progress = Progress(
-            *columns,
-            TextColumn("{task.fields[words]}", markup=False),
-            console=self._terminal and self._terminal.console,
+            *[BarColumn(bar_width=20)] * bool(has_room),
+            TextColumn(f"{{task.description}}{count}  {{task.fields[words]}}", markup=False),
+            console=screen,
             auto_refresh=False,
             transient=True,
             redirect_stderr=False,

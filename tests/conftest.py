@@ -276,6 +276,25 @@ def fork_run(tmp_path_factory):
     return call
 
 
+def signal_after_step(step, number, of_rank=0):
+    """A fault: a rank gets a signal when it has made a step (zero-based)."""
+
+    def fault(rank):
+        import engine_for_alternating_finetuning as engine
+
+        make_step = engine.AlternatingTrainer.optimizer_step
+
+        def step_and_signal(self, now, meters):
+            norm = make_step(self, now, meters)
+            if rank == of_rank and now == step:
+                os.kill(os.getpid(), number)
+            return norm
+
+        engine.AlternatingTrainer.optimizer_step = step_and_signal
+
+    return fault
+
+
 def only_error(output):
     """The one line that says why a run failed."""
     assert "Traceback" not in output and "Logging error" not in output, output
