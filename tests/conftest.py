@@ -197,6 +197,17 @@ def torchrun():
     return call
 
 
+def launcher_of(ranks):
+    """What a launcher tells all ranks of a node; nothing to one alone."""
+    if ranks == 1:
+        return {}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return launcher | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+
 @pytest.fixture(scope="session")
 def fork_ranks(tmp_path_factory):
     """Runs a function of the rank in two copies of this process, as a launcher would; no new imports."""
@@ -209,11 +220,7 @@ def fork_ranks(tmp_path_factory):
 
     def call(function, timeout=120, **environment):
         folder = tmp_path_factory.mktemp("ranks")
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        launcher = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-        launcher |= {"MASTER_PORT": str(port), **environment}
+        launcher = launcher_of(2) | environment
         context = multiprocessing.get_context("fork")
         ranks = [context.Process(target=start, args=(function, rank, folder, launcher)) for rank in (0, 1)]
         for process in ranks:
@@ -247,13 +254,7 @@ def fork_run(tmp_path_factory):
 
     def call(*flags, fault=None, ranks=1, timeout=120):
         folder = tmp_path_factory.mktemp("ranks")
-        launcher = {}
-        if ranks > 1:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-            launcher = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-            launcher |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        launcher = launcher_of(ranks)
         logs = [folder / f"{rank}.out" for rank in range(ranks)]
         fork = multiprocessing.get_context("fork").Process
         processes = [

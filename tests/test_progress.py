@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import fcntl
 import logging
+import multiprocessing
 import os
 import pty
 import re
@@ -16,7 +17,7 @@ import types
 import warnings
 
 import pytest
-from conftest import CLASSES, VAL_CLIPS, signal_after_step
+from conftest import CLASSES, VAL_CLIPS, launcher_of, signal_after_step
 from test_engine import batch_of, bench
 
 import engine_for_alternating_finetuning as engine
@@ -49,24 +50,39 @@ class Shown:
 def on_terminal():
     """Runs the command line in a copy of this process that has a terminal of its own."""
 
-    def start(flags, fault, environment):
-        os.environ.update({"TERM": "xterm-256color", **environment})
+    def start(flags, fault, environment, rank):
+        os.environ.update(
+            {"TERM": "xterm-256color", **environment, "RANK": str(rank), "LOCAL_RANK": str(rank)}
+        )
         for name in ("COLUMNS", "LINES", "NO_COLOR"):
             os.environ.pop(name, None)
         sys.stdout, sys.stderr = (open(fd, "w", closefd=False) for fd in (1, 2))  # noqa: SIM115
-        warnings.resetwarnings()
         logging.getLogger().handlers = []
         utils._REDRAW = 0.0
         if fault is not None:
-            fault(0)
+            fault(rank)
         utils.exit_process(run.main([str(flag) for flag in flags]))
 
-    def call(*flags, columns=120, fault=None, closed_at=None, **environment):
+    def start_all(ranks, *given):
+        """The session: its first process must be the last to go, as a launcher is."""
+        if ranks == 1:
+            start(*given, 0)
+        processes = [
+            multiprocessing.get_context("fork").Process(target=start, args=(*given, r)) for r in (0, 1)
+        ]
+        for process in processes:
+            process.start()
+        for process in processes:
+            process.join()
+        os._exit(max(process.exitcode for process in processes))
+
+    def call(*flags, columns=120, ranks=1, fault=None, closed_at=None, **environment):
+        environment |= launcher_of(ranks)
         pid, terminal = pty.fork()
         if pid == 0:
             try:
                 fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 30, columns, 0, 0))
-                start(flags, fault, environment)
+                start_all(ranks, flags, fault, environment)
             finally:
                 os._exit(99)
         output = b""
@@ -252,6 +268,32 @@ def test_stderr_that_is_kept_in_a_file_stays_there(on_terminal, tiny_flags, tmp_
     text = (tmp_path / "stderr.txt").read_text()
     for said in ("[h264 @ 0x1]", "of a library in a worker", "a worker's own", "of a library in the trainer"):
         assert said in text
+
+
+def test_lines_of_two_ranks_on_one_terminal_are_whole(on_terminal, tiny_flags, tmp_path):
+    def fault(rank):
+        if rank == 1:
+            heard_everywhere(rank)
+            make_step = engine.AlternatingTrainer.optimizer_step
+
+            def step_and_tell(self, *given):
+                run.log.warning("of this rank alone", extra=utils.OF_THIS_RANK)
+                return make_step(self, *given)
+
+            engine.AlternatingTrainer.optimizer_step = step_and_tell
+
+    flags = (*tiny_flags, *LIVE, "--batch_size", 1, "--output_dir", tmp_path)
+    shown = on_terminal(*flags, ranks=2, fault=fault)
+    assert shown.code == 0, shown.output
+    said = ("[h264 @ 0x1] damaged \\x1b[31m", "warning: of a library in a worker", "a worker's own word")
+    output = re.sub(r"\[rank 1\] (?=\d\d:)", "", shown.output)
+    lines = assert_sane(
+        dataclasses.replace(shown, output=output), *said, "warning: of a library in the trainer"
+    )
+    assert sum(line.endswith(" of this rank alone") for line in lines) == 4
+    assert not [line for line in lines if "a warning of the trainer" in line]
+    assert sum("Epoch: [0]  [4/4]" in line for line in lines) == 1
+    assert [lines.count(text) for text in said] == [lines.count(said[0])] * 3 and said[0] in lines
 
 
 # --------------------------------------------------------------------------------- no terminal
