@@ -368,16 +368,21 @@ def full_run(run_main, tiny_flags, tmp_path_factory):
     return folder
 
 
-def events_of(folder):
-    """[(step, tag)] of all event files, in the order in which they were written; purged ones left out."""
-    events = []
-    for path in sorted((folder / "tensorboard").iterdir()):
+def read_events(folder, name="tensorboard"):
+    """All events of a run's files, in the order in which they were written."""
+    for path in sorted((folder / name).iterdir()):
         data = path.read_bytes()
         while data:  # records: length (8), its check sum (4), event, check sum (4)
             size = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + size])
-            if event.session_log.status == SessionLog.START:  # TensorBoard forgets what is not before it
-                events = [(step, tag) for step, tag in events if step < event.step]
-            events += [(event.step, value.tag) for value in event.summary.value]
+            yield Event.FromString(data[12 : 12 + size])
             data = data[16 + size :]
+
+
+def events_of(folder):
+    """[(step, tag)] of all event files, in the order in which they were written; purged ones left out."""
+    events = []
+    for event in read_events(folder):
+        if event.session_log.status == SessionLog.START:  # TensorBoard forgets what is not before it
+            events = [(step, tag) for step, tag in events if step < event.step]
+        events += [(event.step, value.tag) for value in event.summary.value]
     return events

@@ -495,7 +495,7 @@ def test_figures_are_recorded_at_logging_intervals_and_at_the_epoch_s_end():
 
 
 def epochs_by_a_clock(monkeypatch, waits, epochs=1):
-    """Trains epochs of eight steps by a clock that moves 1 s a step and `waits` a batch: (stats, shares)."""
+    """Trains epochs of eight steps by a clock that moves 1 s a step and `waits` a batch: (stats, records)."""
     now = [0.0]
     monkeypatch.setattr(engine_for_finetuning, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -518,13 +518,18 @@ def epochs_by_a_clock(monkeypatch, waits, epochs=1):
         )
         for epoch in range(epochs)
     ]
-    return stats, {step: values["data_wait"] for step, values in records.items()}
+    return stats, records
 
 
 def test_share_of_waiting_is_told_for_each_interval_and_for_the_epoch(monkeypatch, caplog):
-    stats, shares = epochs_by_a_clock(monkeypatch, [9, 1, 0, 0, 1, 1, 3, 3])
+    stats, records = epochs_by_a_clock(monkeypatch, [9, 1, 0, 0, 1, 1, 3, 3])
+    shares = {step: values["data_wait"] for step, values in records.items()}
     assert shares == {2: 10 / 12, 4: 0, 6: 2 / 4, 8: 6 / 8}
     assert stats[0]["data_wait"] == 18 / 26
+    # Steps of two clips.
+    speeds = {step: values["clips_per_second"] for step, values in records.items()}
+    assert speeds == {2: 4 / 12, 4: 4 / 2, 6: 4 / 4, 8: 4 / 8}
+    assert stats[0]["clips_per_second"] == 16 / 26
     assert stats[0]["seconds_a_step"] == 26 / 8
 
 

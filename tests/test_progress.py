@@ -201,6 +201,22 @@ def test_run_log_has_every_line_and_nothing_of_the_terminal(noisy):
     assert set(text.splitlines()) > {line for line in screen_of(shown.output)[0] if LOG_LINE.match(line)}
 
 
+def test_last_words_of_workers_are_shown_too(on_terminal, tiny_flags, tmp_path):
+    def fault(rank):
+        test = run.final_test_alternating
+
+        def test_and_write(*given):
+            result = test(*given)
+            os.write(utils.terminal()._words.fileno(), b"after the last clip\n")
+            return result
+
+        run.final_test_alternating = test_and_write
+
+    shown = on_terminal(*tiny_flags, *LIVE, "--output_dir", tmp_path, fault=fault)
+    assert shown.code == 0
+    assert assert_sane(shown, "after the last clip").count("after the last clip") == 1
+
+
 @pytest.mark.parametrize("columns", [30, 80])
 def test_live_line_is_cut_where_the_terminal_is_narrow(on_terminal, tiny_flags, tmp_path, columns):
     shown = on_terminal(*tiny_flags, *LIVE, "--output_dir", tmp_path, columns=columns)
@@ -290,6 +306,7 @@ def test_lines_of_two_ranks_on_one_terminal_are_whole(on_terminal, tiny_flags, t
     lines = assert_sane(
         dataclasses.replace(shown, output=output), *said, "warning: of a library in the trainer"
     )
+    assert shown.output.count("\x1b[?25l") == 3  # a live line for each phase, of rank 0 alone
     assert sum(line.endswith(" of this rank alone") for line in lines) == 4
     assert not [line for line in lines if "a warning of the trainer" in line]
     assert sum("Epoch: [0]  [4/4]" in line for line in lines) == 1
