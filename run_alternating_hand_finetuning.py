@@ -84,6 +84,7 @@ NO_EFFECT = {
     "imagenet_default_mean_and_std": None,
     "dist_eval": None,
 }
+DEFAULT_INTERPOLATION = "bicubic"
 # Lies in the output folder of a run that a scheduler stopped and that can go on.
 PREEMPTED = "PREEMPTED"
 # What `--eval --resume FILE` does not take over from the run that wrote the file.
@@ -153,7 +154,7 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     add("--aa", default="rand-m7-n4-mstd0.5-inc1", help="timm's RandAugment setting; none: off")
     add("--aug_impl", choices=("fast", "reference"), default="fast", help="fast: all geometry in one "
         "warp a frame; reference: frame by frame, one operation after the other")  # fmt: skip
-    add("--train_interpolation", choices=("bilinear", "bicubic", "random"), default="bicubic",
+    add("--train_interpolation", choices=("bilinear", "bicubic", "random"), default=DEFAULT_INTERPOLATION,
         help="of RandAugment's geometry (reference; fast: bilinear)")  # fmt: skip
     add("--hflip", choices=("on", "off"), default="off",
         help="mirror half of the views: wrong where left and right are the labels")  # fmt: skip
@@ -271,6 +272,14 @@ def check_args(args: argparse.Namespace) -> None:
     for condition, message in always + (() if args.eval or args.validation else in_training):
         if condition:
             raise UserError(message)
+
+
+def flags_without_effect(args: argparse.Namespace) -> list[str]:
+    """What was given and does nothing in this run."""
+    flags = [f"--{name}" for name in NO_EFFECT if getattr(args, name) is not None]
+    if args.aug_impl == "fast" and args.train_interpolation != DEFAULT_INTERPOLATION:
+        flags.append(f"--train_interpolation {args.train_interpolation} without --aug_impl reference")
+    return flags
 
 
 def active_hands(args: argparse.Namespace) -> tuple[str, ...]:
@@ -712,9 +721,8 @@ def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     output_dir = Path(args.output_dir)
     utils.on_main(lambda: utils.make_folder(output_dir, "--output_dir"))
     utils.setup_logging(dist.rank, output_dir)
-    for name in NO_EFFECT:
-        if getattr(args, name) is not None:
-            log.warning("--%s has no effect", name)
+    for flag in flags_without_effect(args):
+        log.warning("%s has no effect", flag)
     if args.deterministic:
         utils.make_deterministic()
     utils.seed_global_generators(args.seed)
