@@ -18,7 +18,7 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,12 +52,16 @@ from engine_for_alternating_finetuning import (
     validation_one_epoch_alternating,
 )
 from engine_for_finetuning import (
+    OF_THE_MACHINE,
     STATE_KEY,
+    ClipScores,
     Curves,
     Progress,
     TrainingState,
     checkpoint_to_evaluate,
+    confusion_matrix,
     describe_metrics,
+    draw_confusion,
     is_best_checkpoint,
     load_weights,
     name_weights,
@@ -388,39 +392,53 @@ class Evaluator:
     runtime: Runtime
     output_dir: Path
     stops: Callable[[], bool] = lambda: False  # whether a signal wants the run to end
+    # Is shown every hand's merged clips, on rank 0, with the name of the group of curves that they belong to.
+    look: Callable[[str, str, ClipScores], None] = lambda group, hand, clips: None
 
     @property
     def pins(self) -> bool:
         """Whether pinned memory is of use."""
         return self.args.pin_mem and self.dist.device.type == "cuda"
 
-    def _batches(self, mode: str, views: int) -> Any:
+    @contextlib.contextmanager
+    def _batches(self, mode: str, views: int) -> Iterator[Iterator[Any]]:
         datasets = self.datasets[mode]
         sizes = {hand: len(dataset) for hand, dataset in datasets.items()}
         clips = max(1, self.args.batch_size * self.args.num_sample // views)
         world = self.dist.world_size
         keys = evaluation_batches(sizes, clips, self.dist.rank, world)
         batches = build_loader(datasets, keys, self.args.num_workers, self.pins, self.args.decode_timeout)
-        return until_stopped(batches, len(evaluation_batches(sizes, clips, 0, world)), self.stops)
+        with utils.LiveLine(mode, total=sum(map(len, keys))) as line:
+            rounds = len(evaluation_batches(sizes, clips, 0, world))
+            yield until_stopped(line.watch(batches), rounds, self.stops)
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
-        batches, hands = self._batches("validation", 1), tuple(self.datasets["validation"])
-        result = validation_one_epoch_alternating(batches, models, hands, self.runtime, ClipsToInput())
+        hands = tuple(self.datasets["validation"])
+        with self._batches("validation", 1) as batches:
+            result = validation_one_epoch_alternating(
+                batches, models, hands, self.runtime, ClipsToInput(), self._look_at("val", models)
+            )
         for name, metrics in result.items():
             log.info("validation (%s): %s", name, describe_metrics(metrics))
         return result
 
-    def test(self, models: Mapping[str, nn.Module], weights: str) -> None:
-        """The multi-view test: writes the result files and `metrics.json`."""
-        batches = self._batches("test", self.args.test_num_segment * self.args.test_num_crop)
-        hands = tuple(self.datasets["test"])
-        result = final_test_alternating(
-            batches, models, hands, self.runtime, ClipsToInput(), self.output_dir, weights
-        )
+    def test(self, models: Mapping[str, nn.Module], weights: str) -> dict[str, Any]:
+        """The multi-view test: writes the result files and `metrics.json`; returns what that says."""
+        hands, to_clips = tuple(self.datasets["test"]), ClipsToInput()
+        with self._batches("test", self.args.test_num_segment * self.args.test_num_crop) as batches:
+            result = final_test_alternating(
+                batches, models, hands, self.runtime, to_clips, self.output_dir, weights,
+                self._look_at("test", models),
+            )  # fmt: skip
         tested = {hand: result[hand] for hand in hands}
         log.info("test, merged over views (%s): %s", weights, describe_metrics(tested))
         log.info("written: %s", self.output_dir / "metrics.json")
+        return result
+
+    def _look_at(self, group: str, models: Mapping[str, nn.Module]) -> Callable[[str, str, ClipScores], None]:
+        first = next(iter(models))
+        return lambda name, *given: self.look(group if name == first else f"{group}_{name}", *given)
 
 
 # -------------------------------------------------------------------------------------- training
@@ -437,7 +455,8 @@ class Training:
         num_classes: Mapping[str, int],
         evaluator: Evaluator,
     ):
-        self.args, self.dist, self.evaluator = args, dist, evaluator
+        self.args, self.dist = args, dist
+        self.evaluator = dataclasses.replace(evaluator, look=self._draw)
         self.datasets, self.output_dir = evaluator.datasets["train"], evaluator.output_dir
         clips_a_step = args.batch_size * args.update_freq * dist.world_size
         steps_per_epoch = steps_an_epoch(map(len, self.datasets.values()), clips_a_step)
@@ -454,6 +473,7 @@ class Training:
             runtime=runtime,
             alternation=Alternation(tuple(self.datasets), args.alternation_steps),
             steps_per_epoch=steps_per_epoch,
+            clips_a_step=clips_a_step,
             seed=args.seed,
             rank=dist.rank,
             log_interval=args.log_interval,
@@ -539,7 +559,25 @@ class Training:
         progress.epoch_stats = train_one_epoch_alternating(trainer, epoch, progress.step, meters, hooks)
         progress.step, progress.epoch_sums = (epoch + 1) * self.recipe.steps_per_epoch, None
 
-    def weights_to_test(self) -> dict[str, nn.Module]:
+    def test(self) -> None:
+        """The final test, and what TensorBoard shows of it."""
+        weights = self.args.test_weights
+        result = self.evaluator.test(self._weights_to_test(), weights)
+        sets = {"test": result, "test_ema": (weights != "ema" and result["ema"]) or {}}
+        for group, metrics in sets.items():
+            self._record(self.state.progress.step, _flat(metrics), group)
+        if self.curves is not None:
+            flags = {
+                name: value
+                for name, value in vars(self.args).items()
+                if name not in OF_THE_MACHINE | NOT_INHERITED and value is not None
+            }
+            shown = [
+                f"test/{hand}_{name}" for hand in self.datasets for name in ("top1", "top5", "mean_class_acc")
+            ]
+            self.curves.add_hparams(self.state.progress.step, flags, ["test/mean_top1", *shown])
+
+    def _weights_to_test(self) -> dict[str, nn.Module]:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
         model, ema = self.state.model, self._ema_on_device()
         if self.args.test_weights == "best":
@@ -596,6 +634,11 @@ class Training:
         if self.curves is not None:
             self.curves.add(step, {f"{group}/{name}": value for name, value in values.items()})
 
+    def _draw(self, group: str, hand: str, clips: ClipScores) -> None:
+        if self.curves is not None:
+            picture = draw_confusion(confusion_matrix(clips))
+            self.curves.add_picture(self.state.progress.step, f"{group}/{hand}_confusion", picture)
+
     def _checkpoint(self, name: str) -> Path:
         return self.output_dir / f"checkpoint-{name}.pth"
 
@@ -619,8 +662,7 @@ class Training:
             return []
         result = self.evaluator.validate(name_weights(self.state.model, self._ema_on_device()))
         for weights, group in (("raw", "val"), ("ema", "val_ema")):
-            hands = result.get(weights, {})
-            values = {f"{hand}_{name}": value for hand, m in hands.items() for name, value in m.items()}
+            values = _flat(result.get(weights, {}))
             row |= {f"{group}_{name}": value for name, value in values.items()}
             self._record(self.state.progress.step, values, group)
         scores = {f"best-{hand}": metrics["top1"] for hand, metrics in result["raw"].items()}
@@ -635,6 +677,13 @@ class Training:
         if ema is None or not self.args.model_ema_force_cpu:
             return ema and ema.module
         return copy.deepcopy(ema.module).to(device)
+
+
+def _flat(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """{hand_name: value} of each hand's metrics, and what is of both."""
+    both = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    hands = {hand: metrics[hand] for hand in HANDS if hand in metrics}
+    return {f"{hand}_{name}": value for hand, m in hands.items() for name, value in m.items()} | both
 
 
 def names_of_classes(args: argparse.Namespace) -> dict[str, dict[int, str]]:
@@ -726,7 +775,7 @@ def train(
         try:
             training.resume()
             training.fit()
-            evaluator.test(training.weights_to_test(), args.test_weights)
+            training.test()
         except utils.Preempted:
             if args.save_ckpt:
                 step = training.state.progress.step
