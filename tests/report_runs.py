@@ -119,6 +119,7 @@ def write_training(made, folder):
                     curves.add(done, {f"train/{name}": value for name, value in values.items()})
             row = {f"train_{name}": value for name, value in values.items()}
             row |= {"train_seconds": 60.0, "train_seconds_a_step": 0.5, "train_data_wait": 0.1}
+            row |= {"train_clips_per_second": 8.0, "train_host_memory_gib": 1.5}
             for group in ("val", "val_ema"):
                 best = 30 + 50 * (epoch + 1) / made.epochs
                 row |= {f"{group}_{hand}_top1": best + 3 * (group == "val") for hand in HANDS}

@@ -100,12 +100,19 @@ def test_sure_and_right_is_perfectly_calibrated():
     assert result.ece == 0 and result.clips.tolist()[-1] == 3
 
 
-def test_resamples_agree_with_a_loop(scored):
-    scores, labels = scored
+def test_a_probability_on_an_edge_lies_in_the_lower_bin():
+    result = statistics.calibration(np.array([[0.5, 0.5], [0.25, 0.75]]), np.array([0, 1]), bins=2)
+    assert result.clips.tolist() == [1, 1]
+
+
+@pytest.mark.parametrize("n", [300, 12])  # of few clips, a draw holds not every class
+def test_resamples_agree_with_a_loop(scored, n):
+    scores, labels = (column[:n] for column in scored)
     hits = statistics.hits_of(scores, labels)
     drawn = statistics.resampled_accuracies([hits], labels, resamples=20, seed=3)
     order = np.argsort(labels, kind="stable")
-    picks = order[np.random.default_rng(3).integers(300, size=(20, 300))]
+    picks = order[np.random.default_rng(3).integers(n, size=(20, n))]
+    assert (min(len(set(labels[pick].tolist())) for pick in picks) < 5) == (n == 12)
     for i, pick in enumerate(picks):
         mine = labels[pick]
         by_class = [hits.top1[pick][mine == label].mean() for label in set(mine.tolist())]
@@ -135,11 +142,12 @@ def test_curves_forget_what_a_restart_made_void(tmp_path):
     first = Curves(tmp_path, 0, False)
     for step in (2, 4, 6, 8):
         first.add(step, {"train/lr": step / 10})
+        first.add_picture(step, "val/confusion", np.zeros((4, 4, 3), np.uint8))
     first.close()
     second = Curves(tmp_path, 4, True)
     second.add(6, {"train/lr": 60.0})
     second.close()
-    curve = read_curves(tmp_path)["train/lr"]
+    (curve,) = read_curves(tmp_path).values()
     assert curve.steps.tolist() == [2, 4, 6]
     assert curve.values == pytest.approx([0.2, 0.4, 60])
 
@@ -314,7 +322,7 @@ def test_coverage_configuration_and_environment(page):
     assert ["--alternation_steps", "10", "50"] in rows_of(page, "configuration")
     shown = dict(row for row in rows_of(page, "environment") if len(row) == 2)
     assert shown["torch"] == "2.13.0" and shown["commit"] == "0123456789"
-    assert shown["clips a second"] == "8"  # batches of 4 in half a second
+    assert shown["clips a second"] == "8 (median over epochs)"
     assert shown["training, without validation"] == "3 min 0 s in 3 epochs"
 
 

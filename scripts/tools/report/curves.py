@@ -42,6 +42,8 @@ def read_curves(folder: Path) -> dict[str, Curve]:
             if event.session_log.status == SessionLog.START:
                 points = _before(points, event.step)
             for value in event.summary.value:
+                if not value.HasField("simple_value"):  # a picture
+                    continue
                 points[value.tag][event.step] = value.simple_value, event.wall_time
     return {tag: _curve_of(by_step) for tag, by_step in points.items() if by_step}
 

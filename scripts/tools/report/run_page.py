@@ -246,13 +246,13 @@ def _timing(run: Run) -> list[tuple[str, str]]:
     if len(a_step):
         step = float(np.median(a_step))
         rows.append(("a step", f"{step:.3g} s (median over epochs)"))
-        if run.has_args and run.starts:
-            clips = run.args.batch_size * run.args.update_freq * run.starts[-1].get("processes", 1)
-            rows.append(("clips a second", f"{clips / step:.3g}"))
+    if len(speed := column("train_clips_per_second")):
+        rows.append(("clips a second", f"{np.median(speed):.3g} (median over epochs)"))
     if len(waits := column("train_data_wait")):
         rows.append(("waiting for data", f"{percent(float(waits.mean()))} % of the training"))
-    if len(memory := column("train_gpu_memory_gb")):
-        rows.append(("GPU memory", f"{memory.max():.1f} GB at most"))
+    for name, kind in (("gpu_memory_gib", "GPU memory"), ("host_memory_gib", "memory of the first process")):
+        if len(memory := column(f"train_{name}")):
+            rows.append((kind, f"{memory.max():.1f} GiB at most"))
     if run.curves:
         times = [time for curve in run.curves.values() for time in curve.times[[0, -1]]]
         rows.append(("from first to last recording", duration(max(times) - min(times))))
