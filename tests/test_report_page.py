@@ -1,34 +1,29 @@
 """The pages of reports in a real browser: no errors, no network, pictures, sorting, pointing, no overflow."""
 
+import contextlib
 import os
-import shutil
 
 import pytest
 from report_runs import NAMES, Made, write_run
 
+from scripts.tools import make_doc_figures
 from scripts.tools.report import __main__ as report
+from scripts.tools.report import browser as browser_module
+from scripts.tools.report.browser import open_browser
+from utils import UserError
 
-FLAGS = (
-    *("--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-sync"),
-    *("--disable-background-networking", "--disable-component-update"),
-)
 VIEWS = [(scheme, width) for scheme in ("light", "dark") for width in (1400, 390)]
 
 
 @pytest.fixture(scope="module")
 def browser():
     """A Chromium that is installed; none is a skip, unless REQUIRE_CHROMIUM=1."""
-    names = ("chromium", "chromium-browser", "google-chrome")
-    path = next(filter(None, map(shutil.which, names)), None)
-    if path is None:
-        message = f"there is no {', '.join(names)}"
-        (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") == "1" else pytest.skip)(message)
-    from playwright.sync_api import sync_playwright
-
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=list(FLAGS))
+    with contextlib.ExitStack() as stack:
+        try:
+            browser = stack.enter_context(open_browser())
+        except UserError as error:
+            (pytest.fail if os.environ.get("REQUIRE_CHROMIUM") == "1" else pytest.skip)(str(error))
         yield browser
-        browser.close()
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +163,12 @@ def test_names_are_text_and_foreign_scripts_do_not_run(opened):
     (refusal,) = opened.problems
     assert "Content Security Policy" in refusal
     opened.problems.clear()
+
+
+def test_without_a_chromium_its_picture_is_an_error(made_run, monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(browser_module.shutil, "which", lambda name: None)
+    flags = ["--only", "report", "--run", str(made_run), "--output", str(tmp_path)]
+    assert make_doc_figures.main(flags) == 1
+    error = capsys.readouterr().err
+    assert "there is no chromium" in error and error.count("\n") == 1
+    assert not list(tmp_path.iterdir())

@@ -1,12 +1,14 @@
-"""Draws the pictures of the docs from sample data, so that they can be renewed.
+"""Draws the pictures of the docs from sample data and the quickstart's run, so that they can be renewed.
 
-python -m scripts.tools.make_doc_figures [--data data/sample_havid] [--output docs/images]
+python -m scripts.tools.make_doc_figures [--data data/sample_havid] [--run output/quickstart]
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -18,6 +20,9 @@ from dataset.class_names import read_class_names
 from dataset.loader import decode_frames
 from models import HANDS
 from scripts.tools import browse_dataset
+from scripts.tools.report.browser import open_browser
+from scripts.tools.report.run_data import read_run
+from scripts.tools.report.run_page import write_report
 from utils import Parser, UserError, atomic_open
 
 TILE = (176, 132)  # pixels, width and height of a frame
@@ -25,6 +30,7 @@ CAPTION = 22  # pixels
 FRAMES = 6  # of a recording
 # Lines of the training list with different actions of both hands.
 RECORDINGS = 5
+WINDOW = (1100, 1560)  # pixels, of the browser that draws a report
 
 
 def both_labels(data: Path) -> dict[str, tuple[str, ...]]:
@@ -80,10 +86,31 @@ def contact_sheet(data: Path) -> Image.Image:
     return browse_dataset.make_sheet(args).quantize(256, dither=Image.Dither.NONE)
 
 
-# Every picture of the docs: its name, and what draws it from the sample data.
-FIGURES: dict[str, Callable[[Path], Image.Image]] = {
-    "sample_strip": sample_strip,
-    "browse_dataset": contact_sheet,
+def report_picture(run: Path) -> Image.Image:
+    """Two parts of a run's report beside each other, 256 colours: its start, and its first hand's part."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.html"
+        write_report(read_run(run), file)
+        with open_browser() as browser:
+            page = browser.new_page(viewport=dict(zip(("width", "height"), WINDOW, strict=True)))
+            page.goto(file.as_uri())
+            parts = [page.screenshot()]
+            page.evaluate("document.querySelector('nav').remove()")
+            page.evaluate("document.querySelector('section.lh').scrollIntoView()")
+            page.wait_for_function("[...document.images].filter(i => i.complete).every(i => i.naturalWidth)")
+            parts.append(page.screenshot())
+    both = Image.new("RGB", (2 * WINDOW[0], WINDOW[1]), "white")
+    for place, part in enumerate(parts):
+        both.paste(Image.open(io.BytesIO(part)), (place * WINDOW[0], 0))
+    small = both.resize((both.width * 2 // 3, both.height * 2 // 3), Image.Resampling.LANCZOS)
+    return small.quantize(256, dither=Image.Dither.NONE)
+
+
+# Every picture of the docs: its name, and what draws it by the flags.
+FIGURES: dict[str, Callable[[argparse.Namespace], Image.Image]] = {
+    "sample_strip": lambda args: sample_strip(args.data),
+    "browse_dataset": lambda args: contact_sheet(args.data),
+    "report": lambda args: report_picture(args.run),
 }
 
 
@@ -93,6 +120,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m scripts.tools.make_doc_figures", description=summary)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/sample_havid"), metavar="DIR", help="sample data")
+    add("--run", type=Path, default=Path("output/quickstart"), metavar="DIR", help="the run of the report, "
+        "which an installed Chromium draws")  # fmt: skip
+    add("--only", nargs="+", choices=FIGURES, default=list(FIGURES), metavar="NAME", help="pictures to draw")
     add("--output", type=Path, default=Path("docs/images"), metavar="DIR", help="folder of the pictures")
     return parser
 
@@ -101,9 +131,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
     try:
-        for name, draw in FIGURES.items():
+        for name in args.only:
+            picture = FIGURES[name](args)
             with atomic_open(args.output / f"{name}.png") as file:
-                draw(args.data).save(file, format="PNG", optimize=True)
+                picture.save(file, format="PNG", optimize=True)
     except (UserError, OSError) as error:
         sys.stderr.write(f"make_doc_figures: {error}\n")
         return 1

@@ -10,5 +10,6 @@ page         sections -> one self-contained file
 run_figures  the curves of one run
 hand_section what the report says of one hand
 run_page     what the report of one run says
+browser      a Chromium, for tests and the docs' picture
 comparison   what the comparison of several says
 """

@@ -6,6 +6,7 @@ python -m scripts.tools.report RUN_A RUN_B RUN_C
 
 from __future__ import annotations
 
+import argparse
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -25,16 +26,22 @@ from utils import Parser, UserError
 _TITLES = ("top-1 %", "top-5 %", "class mean %")
 
 
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = Parser(prog="python -m scripts.tools.report", description=__doc__.splitlines()[0])
+    add = parser.add_argument
+    add("runs", type=Path, nargs="+", metavar="OUTPUT_DIR", help="folder of a run; several: they are "
+        "compared with the first")  # fmt: skip
+    add("--output", type=Path, metavar="FILE", help="the page; its figures go into a folder of its name "
+        "beside it as PNGs; default: report.html in the run's folder, or comparison.html beside the first "
+        "run's")  # fmt: skip
+    add("--no_thumbnails", action="store_true", help="no frames of clips in a run's page")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = Parser(prog="python -m scripts.tools.report", description=__doc__.splitlines()[0])
-    parser.add_argument("runs", type=Path, nargs="+", metavar="OUTPUT_DIR", help="folder of a run; several: "
-        "they are compared with the first")  # fmt: skip
-    parser.add_argument("--output", type=Path, metavar="FILE", help="the page; its figures go into a folder "
-        "of its name beside it as PNGs; default: report.html in the run's folder, or comparison.html beside "
-        "the first run's")  # fmt: skip
-    parser.add_argument("--no_thumbnails", action="store_true", help="no frames of clips in a run's page")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="report: %(message)s")
     try:
         output = make_page([read_run(folder) for folder in args.runs], args.output, not args.no_thumbnails)
