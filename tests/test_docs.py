@@ -119,7 +119,7 @@ def test_pictures_are_made_by_the_script_and_shown():
 NO_PATHS = {
     "another place": r"/.*|\w+://.*",
     "made by runs and scripts": r"(\.venv|data|output|weights)(/.*)?",
-    "folders within an output folder, and TensorBoard's groups": r"(ema|raw|tensorboard|train|val|val_ema)/",
+    "folders within an output folder, and TensorBoard's groups": r"(ema|raw|report|tensorboard|train|val|val_ema)/",
     "the layout of data": r"(videos|video)(_train|_val)?/|(INPUT|groundTruth|splits)/.*",
     "another project's": r"OpenGVLab/VideoMAEv2(-\.\.\.)?|docs/MODEL_ZOO\.md",
     "shares in a sum": r"\d+(\.\d+)?/\d+",
