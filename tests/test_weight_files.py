@@ -172,7 +172,7 @@ def test_pickled_weights_and_shards_with_an_index(tmp_path):
     (sharded / "model-00002-of-00002.safetensors").unlink()
     with pytest.raises(UserError, match=r"model-00002-of-00002\.safetensors is missing, which model\.safet"):
         find_weights(str(sharded)).read()
-    for weight_map in ({"a": "../pickled/pytorch_model.bin"}, {}, None):
+    for weight_map in ({"a": "../pickled/pytorch_model.bin", "b": 1}, {}, None):
         index.write_text(json.dumps({"weight_map": weight_map}))
         with pytest.raises(UserError, match="lists no files of weights beside it"):
             find_weights(str(sharded)).read()
@@ -590,7 +590,7 @@ def test_offline_without_a_copy_is_one_line(hub, use_hub, run_main, tiny_flags, 
     assert result.code == 1
     line = only_error(result.output)
     assert "--finetune hf://org/tiny: HF_HUB_OFFLINE is set, and config.json is not in the cache" in line
-    assert str(tmp_path / "cache") in line
+    assert line.endswith(str(tmp_path / "cache"))
     assert not [path for _, path in hub.asked if "resolve" in path]
 
 
