@@ -121,7 +121,7 @@ NO_PATHS = {
     "made by runs and scripts": r"(\.venv|data|output|weights)(/.*)?",
     "folders within an output folder, and TensorBoard's groups": r"(ema|raw|tensorboard|train|val|val_ema)/",
     "the layout of data": r"(videos|video)(_train|_val)?/|(INPUT|groundTruth|splits)/.*",
-    "another project's": r"OpenGVLab/VideoMAEv2|docs/MODEL_ZOO\.md",
+    "another project's": r"OpenGVLab/VideoMAEv2(-\.\.\.)?|docs/MODEL_ZOO\.md",
     "shares in a sum": r"\d+(\.\d+)?/\d+",
 }
 PATH = re.compile(r"[\w.{}*-]*/[\w./{}*-]*|[\w-]+\.(py|sh|toml)|requirements[\w-]*\.txt")
