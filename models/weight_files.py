@@ -183,10 +183,16 @@ class _HubFolder:
         subfolder = None if self.path == "." else self.path
         try:
             return Path(
-                huggingface_hub.hf_hub_download(self.repo, name, subfolder=subfolder, revision=self.revision)
+                huggingface_hub.hf_hub_download(
+                    self.repo,
+                    name,
+                    subfolder=subfolder,
+                    revision=self.revision,
+                    local_files_only=bool(self.unknown),  # who did not answer is waited for once
+                )
             )
         except errors.LocalEntryNotFoundError as error:
-            self.unknown = _reason(error.__cause__ or error)
+            self.unknown = self.unknown or _reason(error.__cause__ or error)
         except errors.EntryNotFoundError:
             pass
         except errors.RevisionNotFoundError:

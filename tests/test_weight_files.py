@@ -534,6 +534,23 @@ def test_second_time_nothing_is_downloaded_and_a_silent_hub_is_no_hindrance(hub,
         assert all(torch.equal(weights[name], value) for name, value in first.items())
 
 
+def test_hub_that_falls_silent_is_waited_for_once(hub, use_hub, monkeypatch):
+    waits = []
+    monkeypatch.setattr(time, "sleep", waits.append)
+    hub.fill("org/tiny", GOLDEN)
+    source = find_weights("hf://org/tiny")
+    hub.shutdown()
+    hub.server_close()
+    with pytest.raises(
+        UserError, match=rf"model\.safetensors or .+ and {hub.url} did not give it \(.*refused"
+    ):
+        source.read()
+    for_all_names = len(waits)
+    with pytest.raises(UserError, match=r"config\.json is not in the cache, and"):
+        find_weights("hf://org/other")
+    assert len(waits) == 2 * for_all_names > 0
+
+
 @pytest.mark.parametrize(
     "address",
     ["hf://org/tiny/sub/w.safetensors@v2", "hf://org/tiny@v2/sub/w.safetensors", "hf://org/tiny@v2/sub"],
