@@ -67,7 +67,7 @@ from engine_for_finetuning import (
     name_weights,
     read_most_advanced,
 )
-from models import HANDS, PretrainedError, load_pretrained
+from models import HANDS, PretrainedError, find_weights, load_pretrained
 from optim_factory import add_optimization_args, create_criterion, create_mixup, create_updater, uses_mixup
 from utils import Distributed, UserError
 
@@ -106,13 +106,15 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     add("--drop_path", type=utils.share, default=0.3, metavar="P", help="stochastic depth of the last block")
     add("--head_drop_rate", type=utils.share, default=0.0, metavar="P", help="dropout before both heads")
     add("--init_scale", type=utils.amount, default=0.001, help="factor on both heads' initial weights")
-    add("--norm_eps", type=utils.amount, default=1e-6, help="LayerNorm epsilon; ADH-ViT trained with 1e-5")
+    add("--norm_eps", type=utils.amount, default=1e-6, help="LayerNorm epsilon, unless --finetune's config "
+        "says another; ADH-ViT trained with 1e-5")  # fmt: skip
     add("--use_cls", action="store_true", help="classify the first token, not the mean over tokens")
     add("--with_checkpoint", action="store_true", help="recompute activations: less memory, slower")
     add("--compile", action="store_true", help="compile the model for training (minutes at the start)")
     add("--train_mask_ratio", type=utils.share, default=0.0, help="share of tokens dropped in training")
     add("--train_mask_type", choices=MASKS, default="tube", help="which tokens are dropped")
-    add("--finetune", default="", metavar="FILE", help="pretrained weights to start from")
+    add("--finetune", default="", metavar="SOURCE", help="pretrained weights to start from: a file (.pth, "
+        ".safetensors), a Hugging Face model's folder, or hf://org/repo[@revision][/path]")  # fmt: skip
     add("--model_key", default="model|module", help="keys of the weights in that file, first wins")
     add("--model_prefix", default="", help="use only weights whose name starts so")
 
@@ -234,6 +236,17 @@ def _inherit_args(
         given = parser.parse_args(argv)
     given.resume, given.output_dir = str(resume), given.output_dir or str(resume.parent)
     return given
+
+
+def args_of_run(argv: Sequence[str] | None, local_world_size: int) -> argparse.Namespace:
+    """`get_args`, for which the epsilon that the weights of `--finetune` are made for is the default."""
+    args = get_args(argv, local_world_size)
+    if not args.finetune or args.eval or args.validation:
+        return args
+    norm_eps = find_weights(args.finetune).facts.get("norm_eps", args.norm_eps)
+    parser = get_parser()
+    parser.set_defaults(norm_eps=norm_eps)
+    return get_args(argv, local_world_size, parser)
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -717,7 +730,7 @@ def evaluate(args: argparse.Namespace, model: nn.Module, evaluator: Evaluator) -
 
 def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     """The story of a run: arguments, data, model, optimizer; train, validate, test."""
-    args = utils.on_main(lambda: get_args(argv, dist.local_world_size))
+    args = utils.on_main(lambda: args_of_run(argv, dist.local_world_size))
     output_dir = Path(args.output_dir)
     utils.on_main(lambda: utils.make_folder(output_dir, "--output_dir"))
     utils.setup_logging(dist.rank, output_dir)
@@ -778,12 +791,23 @@ def train(
 
 def load_pretrained_file(model: nn.Module, args: argparse.Namespace) -> str:
     """Starts the model from `--finetune`; returns what was loaded, as a short block."""
-    checkpoint = utils.on_main(lambda: utils.read_checkpoint(args.finetune, "--finetune"))
+
+    def read() -> tuple[dict[str, Any], float | None]:
+        source = find_weights(args.finetune)
+        source.check(model)  # before all the weights are fetched
+        return source.read(), source.facts.get("norm_eps")
+
+    checkpoint, norm_eps = utils.on_main(read)
     try:
         report = load_pretrained(model, checkpoint, args.model_key, args.model_prefix)
     except PretrainedError as error:
         raise UserError(f"--finetune {args.finetune}: {error}") from None
-    return f"{args.finetune}: {report.summary()}"
+    lines = f"{args.finetune}: {report.summary()}"
+    if norm_eps is not None:
+        other = f"by --norm_eps; the weights are made for {norm_eps:g}"
+        whose = "the weights' own" if norm_eps == args.norm_eps else other
+        lines += f"\n  LayerNorm epsilon: {args.norm_eps:g}, {whose}"
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:

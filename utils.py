@@ -760,7 +760,7 @@ def _synced_in_place(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -788,8 +788,8 @@ def _umask() -> int:
     return current
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is durable only once the folder is synced.
+def sync_folder(folder: Path) -> None:
+    """Makes what was moved into a folder durable: a rename is so only once its folder is synced."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -916,7 +916,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
         with source.open("rb") as old, atomic_open(target) as new:
             return shutil.copyfileobj(old, new)
     link.replace(target)
-    return _sync_folder(target.parent)
+    return sync_folder(target.parent)
 
 
 def prune_step_checkpoints(folder: Path, keep: int) -> None:
