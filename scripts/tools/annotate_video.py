@@ -25,7 +25,7 @@ from utils import naming
 _ENCODER = {"preset": "veryfast", "crf": "20"}
 # What can be copied into an mp4 file as it is; other sound is left out.
 _SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
-_LEAST_BAR = 18  # pixels
+_LEAST_LINE = 13  # pixels
 _SHADE, _INK, _FADED, _GAUGE = (
     (12, 12, 12, 190),
     (255, 255, 255, 255),
@@ -140,29 +140,34 @@ class _Pictures:
 def _put_bar(picture: np.ndarray, captions: Captions) -> None:
     """Draws the captions over the lowest part of a picture, in place."""
     height, width = picture.shape[:2]
-    bar = _bar(captions, width, min(height, max(_LEAST_BAR, height // 11)))
+    bar = _bar(captions, width, max(_LEAST_LINE, height // 20))[-height:]
     under = picture[height - len(bar) :]
     share = bar[..., 3:].astype(np.uint16)
     under[:] = (bar[..., :3] * share + under * (255 - share)) // 255
 
 
 @functools.lru_cache(maxsize=8)
-def _bar(captions: Captions, width: int, height: int) -> np.ndarray:
-    """Captions side by side: uint8 RGBA `(height, width, 4)`."""
+def _bar(captions: Captions, width: int, line: int) -> np.ndarray:
+    """Captions side by side, each in one line, or two where it is narrow: uint8 RGBA `(H, W, 4)`."""
+    room, gauge = width / len(captions), max(2, line // 8)
+    font, pad = ImageFont.load_default(round(line * 0.72)), line // 3
+    is_narrow = room < 18 * line
+    height = (2 if is_narrow else 1) * line + gauge
     bar = Image.new("RGBA", (width, height), _SHADE)
-    canvas, font = ImageDraw.Draw(bar), ImageFont.load_default(max(9, round(height * 0.55)))
-    room, gauge = width / max(len(captions), 1), max(2, height // 9)
-    pad = height // 4
+    canvas = ImageDraw.Draw(bar)
     for place, caption in enumerate(captions):
         left, right = round(place * room) + pad, round((place + 1) * room) - pad
         share, title = f"{caption.probability:.0%}", f"{caption.hand} "
-        name_at = left + font.getlength(title)
         share_at = right - font.getlength(share)
-        middle = (height - gauge) // 2
-        name = elide(printable(caption.action), share_at - name_at - pad, font.getlength)
-        canvas.text((left, middle), title, _FADED, font, anchor="lm")
-        canvas.text((name_at, middle), name, _INK, font, anchor="lm")
-        canvas.text((share_at, middle), share, _INK, font, anchor="lm")
-        end = left + (right - left) * caption.probability
-        canvas.rectangle((left, height - gauge, end, height), _GAUGE)
+        name_at, end = left + font.getlength(title), share_at - pad
+        title_line = line * 0.5
+        name_line = title_line
+        if is_narrow:
+            name_at, end, name_line = left, right, line * 1.5
+        name = elide(printable(caption.action), end - name_at, font.getlength)
+        canvas.text((left, title_line), title, _FADED, font, anchor="lm")
+        canvas.text((share_at, title_line), share, _INK, font, anchor="lm")
+        canvas.text((name_at, name_line), name, _INK, font, anchor="lm")
+        reached = left + (right - left) * caption.probability
+        canvas.rectangle((left, height - gauge, reached, height), _GAUGE)
     return np.asarray(bar)

@@ -75,6 +75,23 @@ class Window(NamedTuple):
     views: list[np.ndarray]
 
 
+class FrameCounter:
+    """Counts the frames that go through.
+
+    Attributes:
+        count: so far.
+    """
+
+    def __init__(self):
+        self.count = 0
+
+    def through(self, frames: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """The frames."""
+        for frame in frames:
+            self.count += 1
+            yield frame
+
+
 class LastFrames:
     """The last `span` frames of those that were added.
 

@@ -79,10 +79,13 @@ def decode_all(path: Path, backend: str = "auto", threads: int = 1) -> Iterator[
             if backend == "decord":
                 reason = str(error).strip().split("\n")[0]
                 raise ClipError(f"decord cannot read frame {done}: {reason}") from None
+    count = 0
     try:
-        yield from itertools.islice(_decode_with_pyav(path, threads), done, None)
-    except (OSError, ValueError, IndexError, av.error.FFmpegError) as error:
-        raise ClipError(explain(error)) from None
+        for count, frame in enumerate(_decode_with_pyav(path, threads), 1):
+            if count > done:
+                yield frame
+    except (OSError, ValueError, av.error.FFmpegError) as error:
+        raise ClipError(f"{f'frame {count}: ' if count else ''}{explain(error)}") from None
 
 
 def _decode_with_decord(path: Path, threads: int) -> Iterator[np.ndarray]:

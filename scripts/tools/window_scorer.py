@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import dataclasses
 import itertools
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,12 +17,10 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset.class_names import read_class_names
 from dataset.loader import VIDEO_BACKENDS
 from dataset.video_transforms import ValidationTransform
 from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import Runtime
-from models import HANDS
 from scripts.tools.sliding_windows import Window, WindowRule
 from scripts.tools.trained_model import WEIGHTS, TrainedModel, load_trained
 from scripts.tools.video_stream import stream_views
@@ -41,20 +38,17 @@ class WindowScores(NamedTuple):
         spans: (start, stop) of each window, source frames.
         features: float32 `(B, D)`, the backbone's.
         logits: float32 `(B, C)` of each hand.
-        frames: source frames that were decoded so far.
     """
 
     spans: list[tuple[int, int]]
     features: np.ndarray
     logits: dict[str, np.ndarray]
-    frames: int
 
 
 class _Launched(NamedTuple):
     spans: list[tuple[int, int]]
     features: torch.Tensor
     logits: dict[str, torch.Tensor]
-    frames: int
 
 
 @dataclass(frozen=True)
@@ -93,33 +87,17 @@ class WindowScorer:
         Raises:
             ClipError: the video cannot be read.
         """
-        decoded = 0
-
-        def frames() -> Iterator[np.ndarray]:
-            nonlocal decoded
-            for chunk in chunks:
-                for frame in chunk:
-                    decoded += 1
-                    yield frame
-
         with contextlib.closing(stream_views(path, self.transform, self.backend, self.threads)) as chunks:
-            yield from self.score(cut(frames()), lambda: decoded)
+            yield from self.score(cut(itertools.chain.from_iterable(chunks)))
 
-    def score(
-        self, windows: Iterable[Window], decoded: Callable[[], int] = lambda: 0
-    ) -> Iterator[WindowScores]:
-        """Scores windows in batches.
-
-        Args:
-            windows: in any number.
-            decoded: says how many frames were decoded so far.
-        """
+    def score(self, windows: Iterable[Window]) -> Iterator[WindowScores]:
+        """Scores windows, in any number, in batches."""
         # The device works on a batch while the next is made; then its memory is needed again.
         buffers = itertools.cycle([self._buffer(), self._buffer()])
         windows = iter(windows)
         before: _Launched | None = None
         while batch := list(itertools.islice(windows, self.batch_size)):
-            launched = self._launch(batch, next(buffers), decoded())
+            launched = self._launch(batch, next(buffers))
             if before is not None:
                 yield _collect(before)
             before = launched
@@ -132,7 +110,7 @@ class WindowScorer:
         return torch.empty(shape, dtype=torch.uint8, pin_memory=self.runtime.device.type == "cuda")
 
     @torch.inference_mode()
-    def _launch(self, batch: Sequence[Window], buffer: torch.Tensor, decoded: int) -> _Launched:
+    def _launch(self, batch: Sequence[Window], buffer: torch.Tensor) -> _Launched:
         for window, target in zip(batch, buffer.numpy(), strict=False):
             np.stack(window.views, out=target)
         views = buffer[: len(batch)].to(self.runtime.device, non_blocking=True)
@@ -141,13 +119,13 @@ class WindowScorer:
             features = model.forward_features(clips)
             logits = {hand: model.forward_head(features, hand) for hand in self.trained.hands}
         spans = [(window.start, window.stop) for window in batch]
-        return _Launched(spans, features.float(), {h: one.float() for h, one in logits.items()}, decoded)
+        return _Launched(spans, features.float(), {h: one.float() for h, one in logits.items()})
 
 
 def _collect(launched: _Launched) -> WindowScores:
     """Waits for the device."""
     logits = {hand: one.cpu().numpy() for hand, one in launched.logits.items()}
-    return WindowScores(launched.spans, launched.features.cpu().numpy(), logits, launched.frames)
+    return WindowScores(launched.spans, launched.features.cpu().numpy(), logits)
 
 
 # ------------------------------------------------------------------------------- command lines
@@ -159,9 +137,6 @@ def add_scorer_flags(parser: Parser) -> None:
     add("--checkpoint", type=Path, required=True, metavar="FILE", help="the model; it says how it is built")
     add("--weights", choices=WEIGHTS, default="auto",
         help="ema: the moving average; auto: those that the run tested")  # fmt: skip
-    for hand in HANDS:
-        add(f"--{hand}_mapping", metavar="FILE",
-            help="class names, a line `label name` each; default: the checkpoint's")  # fmt: skip
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--amp_dtype", choices=("auto", "bf16", "fp16", "fp32"), help="precision; default: the run's")
     add("--batch_size", type=count, default=8, help="windows a pass")
@@ -185,15 +160,11 @@ def load_scorer(args: argparse.Namespace, device: torch.device, local_world_size
         raise UserError("--window and --sampling_rate both say how long a window is: give one")
     trained = load_trained(args.checkpoint, device, args.weights)
     run = trained.args
-    names = dict(trained.class_names)
-    for hand in HANDS:
-        if mapping := getattr(args, f"{hand}_mapping"):
-            names[hand] = read_class_names(mapping, f"--{hand}_mapping")
     threads = args.decode_threads
     if threads is None:
         threads = max(1, len(os.sched_getaffinity(0)) // local_world_size)
     return WindowScorer(
-        trained=dataclasses.replace(trained, class_names=names),
+        trained=trained,
         rule=WindowRule.of_run(run, args.window, args.sampling_rate),
         runtime=Runtime(device, pick_amp_dtype(args.amp_dtype or run.amp_dtype, device)),
         batch_size=args.batch_size,
