@@ -90,17 +90,21 @@ def _copy(
     sound = next((one for one in reader.streams.audio if one.codec_context.name in _SOUND), None)
     copied = writer.add_stream_from_template(sound) if sound else None
     pictures: _Pictures | None = None
+    early = []  # sound before the first picture, whose size the file must know first
     for packet in reader.demux([video, sound] if sound else [video]):
         if packet.stream is not video:
             if packet.dts is not None:  # the last one is empty
                 packet.stream = copied
-                writer.mux(packet)
-            continue
-        for frame in packet.decode():
-            picture = upright(frame)
-            if pictures is None:
-                pictures = _Pictures(writer, video, *picture.shape[:2])
-            pictures.add(picture, frame.pts, captions_at)
+                early.append(packet)
+        else:
+            for frame in packet.decode():
+                picture = upright(frame)
+                if pictures is None:
+                    pictures = _Pictures(writer, video, *picture.shape[:2])
+                pictures.add(picture, frame.pts, captions_at)
+        if pictures is not None:
+            writer.mux(early)
+            early.clear()
     if pictures is None:
         raise ValueError("holds no frames")
     pictures.finish()
