@@ -393,7 +393,7 @@ def test_times_are_read_easily(seconds, total, text):
 def test_long_video_is_decoded_once_and_never_held(checkpoint, tmp_path, monkeypatch):
     n, path = 1500, tmp_path / "long.mp4"
     write_video(path, np.concatenate([draw_recording(number, n_frames=100) for number in range(n // 100)]))
-    decode, views = video_stream._decode_with_decord, video_stream._views
+    decode, views = video_stream.decode_all, video_stream._views
     decoded = alive = most = 0
 
     def counted(*how):
@@ -414,7 +414,7 @@ def test_long_video_is_decoded_once_and_never_held(checkpoint, tmp_path, monkeyp
             weakref.finalize(chunk, forget)
             yield chunk
 
-    monkeypatch.setattr(video_stream, "_decode_with_decord", counted)
+    monkeypatch.setattr(video_stream, "decode_all", counted)
     monkeypatch.setattr(video_stream, "_views", tracked)
     args = predict.make_parser().parse_args(["--checkpoint", str(checkpoint), "--device", "cpu", "x"])
     prediction = predict.predict_video(predict.load_model(args), path, 2)

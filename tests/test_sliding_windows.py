@@ -1,13 +1,12 @@
 """Windows over a stream of frames: which frames they have, what is kept, and what each frame looks like."""
 
 import argparse
-import itertools
 import threading
 import weakref
 
 import numpy as np
 import pytest
-from conftest import ROOT, draw_recording, write_video
+from conftest import ROOT
 
 from dataset.loader import ClipError, decode_frames
 from dataset.sampling import validation_indices
@@ -131,42 +130,17 @@ def test_forgotten_frame_is_an_error():
 
 
 @pytest.mark.parametrize("name", ["h264_340x256.mp4", "mpeg4.avi", "video_90.mov", "unordered.mov"])
-@pytest.mark.parametrize("backend", ["auto", "pyav"])
-def test_streamed_views_are_those_of_the_validation(name, backend):
+def test_streamed_views_are_those_of_the_validation(name):
     transform = ValidationTransform(36, 32)
-    every_frame = decode_frames(str(CLIPS / name), np.arange, backend).frames
-    chunks = list(stream_views(CLIPS / name, transform, backend))
+    every_frame = decode_frames(str(CLIPS / name), np.arange, "decord").frames
+    chunks = list(stream_views(CLIPS / name, transform))
     assert {len(chunk) for chunk in chunks[:-1]} <= {CHUNK}
     assert np.array_equal(np.concatenate(chunks), transform(every_frame))
 
 
 def test_threads_of_the_decoder_change_no_frame():
-    frames = [np.stack(list(decode_all(CLIPS / "mpeg4.avi", "pyav", threads))) for threads in (1, 2)]
+    frames = [np.stack(list(decode_all(CLIPS / "mpeg4.avi", threads))) for threads in (1, 2)]
     assert np.array_equal(*frames)
-
-
-def test_video_that_decord_misreads_is_decoded_by_pyav(tmp_path):
-    path = tmp_path / "narrow.mp4"
-    write_video(path, draw_recording(0, height=48, width=48, n_frames=9))
-    wanted = decode_frames(str(path), np.arange, "pyav").frames
-    assert np.array_equal(np.stack(list(decode_all(path))), wanted)
-    with pytest.raises(ClipError, match="decord cannot read frame 0: misread"):
-        list(decode_all(path, "decord"))
-
-
-def test_pyav_goes_on_from_where_decord_fails(tmp_path, monkeypatch):
-    path = tmp_path / "clip.mp4"
-    write_video(path, draw_recording(0, n_frames=20))
-    whole, decode = list(decode_all(path)), video_stream._decode_with_decord
-
-    def failing(*how):
-        yield from itertools.islice(decode(*how), 7)
-        raise RuntimeError("lost")
-
-    monkeypatch.setattr(video_stream, "_decode_with_decord", failing)
-    assert np.array_equal(list(decode_all(path)), whole)
-    with pytest.raises(ClipError, match="decord cannot read frame 7: lost"):
-        list(decode_all(path, "decord"))
 
 
 def test_damaged_video_gives_its_frames_and_then_the_error():

@@ -14,7 +14,6 @@ from typing import NamedTuple, TypeVar
 
 import av
 import cv2
-import decord
 import numpy as np
 
 from dataset.loader import ClipError
@@ -53,59 +52,34 @@ def read_facts(path: Path) -> VideoFacts:
         raise ClipError(explain(error)) from None
 
 
-def decode_all(path: Path, backend: str = "auto", threads: int = 1) -> Iterator[np.ndarray]:
+def decode_all(path: Path, threads: int = 1) -> Iterator[np.ndarray]:
     """Decodes a video in order.
+
+    By PyAV, which is the faster where every frame is wanted, and holds none back: decord, which training
+    prefers, decodes ahead without bound. Of 8-bit video of even size both give the same bytes.
 
     Args:
         path: the file.
-        backend: one of `dataset.loader.VIDEO_BACKENDS`. `auto` takes decord, as training does, and PyAV
-            from where decord fails.
         threads: of the decoder; 0: it chooses.
 
     Yields:
-        uint8 `(H, W, 3)`, RGB, the same bytes as `dataset.loader` gives.
+        uint8 `(H, W, 3)`, RGB.
 
     Raises:
         ClipError: a frame, or the file, cannot be read.
     """
-    done = 0
-    if backend != "pyav":
-        try:
-            for frame in _decode_with_decord(path, threads):
-                yield frame
-                done += 1
-            return
-        except Exception as error:  # decord raises its own and ctypes' errors, of several types
-            if backend == "decord":
-                reason = str(error).strip().split("\n")[0]
-                raise ClipError(f"decord cannot read frame {done}: {reason}") from None
-    count = 0
+    number = 0
     try:
-        for count, frame in enumerate(_decode_with_pyav(path, threads), 1):
-            if count > done:
-                yield frame
+        with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise ValueError("holds no video")
+            stream = container.streams.video[0]
+            stream.codec_context.thread_count = threads
+            stream.thread_type = "AUTO"
+            for number, frame in enumerate(container.decode(stream), 1):  # noqa: B007
+                yield upright(frame)
     except (OSError, ValueError, av.error.FFmpegError) as error:
-        raise ClipError(f"{f'frame {count}: ' if count else ''}{explain(error)}") from None
-
-
-def _decode_with_decord(path: Path, threads: int) -> Iterator[np.ndarray]:
-    reader = decord.VideoReader(str(path), ctx=decord.cpu(0), num_threads=threads)
-    # Frame by frame is faster than in batches, whose memory is new every time.
-    for _ in range(len(reader)):
-        frame = reader.next().asnumpy()
-        if frame.shape[2] != 3:
-            raise ValueError(f"misread as a picture of {frame.shape[2]} channels")
-        yield frame
-
-
-def _decode_with_pyav(path: Path, threads: int) -> Iterator[np.ndarray]:
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError("holds no video")
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = threads
-        stream.codec_context.thread_type = "AUTO"
-        yield from map(upright, container.decode(stream))
+        raise ClipError(f"{f'frame {number}: ' if number else ''}{explain(error)}") from None
 
 
 def upright(frame: av.VideoFrame) -> np.ndarray:
@@ -114,9 +88,7 @@ def upright(frame: av.VideoFrame) -> np.ndarray:
     return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
 
 
-def stream_views(
-    path: Path, transform: ValidationTransform, backend: str = "auto", threads: int = 1
-) -> Iterator[np.ndarray]:
+def stream_views(path: Path, transform: ValidationTransform, threads: int = 1) -> Iterator[np.ndarray]:
     """Decodes a video and makes the validation's view of each frame, in a thread of its own.
 
     At most `CHUNK * CHUNKS_AHEAD` views wait to be taken; then the thread waits.
@@ -124,7 +96,7 @@ def stream_views(
     Args:
         path: the file.
         transform: makes the view.
-        backend, threads: as for `decode_all`.
+        threads: of the decoder; 0: it chooses.
 
     Yields:
         uint8 `(K, S, S, 3)`, K at most `CHUNK`.
@@ -132,13 +104,12 @@ def stream_views(
     Raises:
         ClipError: the video cannot be read, or its frames cannot be made into views.
     """
-    return run_ahead(_views(path, transform, backend, threads), CHUNKS_AHEAD)
+    return run_ahead(_views(path, transform, threads), CHUNKS_AHEAD)
 
 
-def _views(path: Path, transform: ValidationTransform, backend: str, threads: int) -> Iterator[np.ndarray]:
-    frames = decode_all(path, backend, threads)
+def _views(path: Path, transform: ValidationTransform, threads: int) -> Iterator[np.ndarray]:
     # One at a time: full frames are large, views are not.
-    views = (transform(frame[None])[0] for frame in frames)
+    views = (transform(frame[None])[0] for frame in decode_all(path, threads))
     try:
         while chunk := list(itertools.islice(views, CHUNK)):
             yield np.stack(chunk)

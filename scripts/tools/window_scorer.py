@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dataset.loader import VIDEO_BACKENDS
 from dataset.video_transforms import ValidationTransform
 from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import Runtime
@@ -60,7 +59,6 @@ class WindowScorer:
         rule: which frames of a window it looks at.
         runtime: device and precision.
         batch_size: windows of a pass, B.
-        backend: decoder, one of `dataset.loader.VIDEO_BACKENDS`.
         threads: of the decoder.
     """
 
@@ -68,7 +66,6 @@ class WindowScorer:
     rule: WindowRule
     runtime: Runtime
     batch_size: int = 8
-    backend: str = "auto"
     threads: int = 1
 
     @property
@@ -87,7 +84,7 @@ class WindowScorer:
         Raises:
             ClipError: the video cannot be read.
         """
-        with contextlib.closing(stream_views(path, self.transform, self.backend, self.threads)) as chunks:
+        with contextlib.closing(stream_views(path, self.transform, self.threads)) as chunks:
             yield from self.score(cut(itertools.chain.from_iterable(chunks)))
 
     def score(self, windows: Iterable[Window]) -> Iterator[WindowScores]:
@@ -145,7 +142,6 @@ def add_scorer_flags(parser: Parser) -> None:
         help="source frames a window; default: the run's num_frames x sampling_rate")  # fmt: skip
     add("--sampling_rate", type=count, metavar="FRAMES",
         help="source frames from one frame of a view to the next, instead of --window")  # fmt: skip
-    add("--video_backend", choices=VIDEO_BACKENDS, help="decoder; default: the run's")
     add("--decode_threads", type=natural, metavar="N",
         help="threads of the decoder; 0: it chooses; default: CPUs / local ranks")  # fmt: skip
 
@@ -168,7 +164,6 @@ def load_scorer(args: argparse.Namespace, device: torch.device, local_world_size
         rule=WindowRule.of_run(run, args.window, args.sampling_rate),
         runtime=Runtime(device, pick_amp_dtype(args.amp_dtype or run.amp_dtype, device)),
         batch_size=args.batch_size,
-        backend=args.video_backend or run.video_backend,
         threads=threads,
     )
 
@@ -186,7 +181,6 @@ def describe_scorer(scorer: WindowScorer) -> dict[str, object]:
         "sparse_sample": rule.sparse,
         "short_side_size": run.short_side_size,
         "input_size": run.input_size,
-        "video_backend": scorer.backend,
         "classes": {hand: scorer.trained.num_classes(hand) for hand in scorer.trained.hands},
     }
 

@@ -90,7 +90,7 @@ def alone(scorer: WindowScorer, clip: Path, cut: CutWindows) -> dict[str, Run]:
     windows = windows_of(scorer, clip, cut)
 
     def frames() -> Iterator[np.ndarray]:
-        return stream_views(clip, scorer.transform, scorer.backend, scorer.threads)
+        return stream_views(clip, scorer.transform, scorer.threads)
 
     return {
         "model alone": lambda turn: _exhaust(scorer.score(windows)),
@@ -100,7 +100,7 @@ def alone(scorer: WindowScorer, clip: Path, cut: CutWindows) -> dict[str, Run]:
 
 def windows_of(scorer: WindowScorer, clip: Path, cut: CutWindows) -> list[Window]:
     """All windows of a video."""
-    chunks = stream_views(clip, scorer.transform, scorer.backend, scorer.threads)
+    chunks = stream_views(clip, scorer.transform, scorer.threads)
     return list(cut(frame for chunk in chunks for frame in chunk))
 
 
