@@ -22,11 +22,13 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from engine_for_finetuning import (
+    ClipScores,
     DataWait,
     EpochClock,
     ViewScores,
     accuracy_metrics,
     mean_cross_entropy,
+    memory_gib,
     merge_views,
     read_results,
     score_batches,
@@ -36,6 +38,8 @@ from engine_for_finetuning import (
     write_results,
 )
 from utils import (
+    PASSING,
+    LiveLine,
     Preempted,
     UserError,
     all_reduce_sum,
@@ -51,6 +55,11 @@ from utils import (
 log = logging.getLogger(__name__)
 
 ToClips = Callable[..., torch.Tensor]
+Look = Callable[[str, str, ClipScores], None]  # at a set of weights' merged clips of a hand, on rank 0
+
+
+def _nothing(*given: Any) -> None:
+    """What a hook does that nobody set."""
 
 
 # ------------------------------------------------------------------------------- whose turn it is
@@ -148,6 +157,7 @@ class Recipe:
     runtime: Runtime
     alternation: Alternation
     steps_per_epoch: int
+    clips_a_step: int  # over all ranks
     seed: int
     rank: int
     log_interval: int  # steps
@@ -349,10 +359,6 @@ def unwrap(model: nn.Module) -> nn.Module:
     return getattr(model, "_orig_mod", model)
 
 
-def _nothing(*given: Any) -> None:
-    """What a hook does that nobody set."""
-
-
 @dataclasses.dataclass(frozen=True)
 class EpochHooks:
     """What an epoch calls on its way, on all ranks.
@@ -390,8 +396,8 @@ def train_one_epoch_alternating(
 
     Returns:
         The epoch's averages over ranks: loss of each hand, accuracy where labels are not mixed,
-        last learning rate and gradient norm, share of time spent waiting for data. What is recorded
-        and logged has the share since the last interval.
+        last learning rate and gradient norm, share of time spent waiting for data, clips a second. What
+        is recorded and logged has the two since the last interval.
 
     Raises:
         NonFiniteLoss: on all ranks, at most a logging interval after the fact, and before anything
@@ -399,30 +405,35 @@ def train_one_epoch_alternating(
         Preempted: on all ranks, when `hooks.stops` said so before the epoch's last step.
     """
     recipe = trainer.recipe
-    last_step = (epoch + 1) * recipe.steps_per_epoch
+    before, last_step = epoch * recipe.steps_per_epoch, (epoch + 1) * recipe.steps_per_epoch
     trainer.model.train()
-    clock = EpochClock(trainer.data_wait)
+    clock = EpochClock(trainer.data_wait, recipe.clips_a_step, first_step)
     values: dict[str, float] = {}
-    for step in range(first_step, last_step):
-        norm = trainer.optimizer_step(step, meters)
-        done = step + 1
-        logs = done % recipe.log_interval == 0 or done == last_step
-        stops = bool(hooks.stops()) and done < last_step
-        saves = recipe.save_interval > 0 and done % recipe.save_interval == 0 and done < last_step
-        if logs or saves or stops:
-            sums, n_bad_clips = trainer.read_sums(meters)
-            if n_bad_clips:
-                hooks.collect_bad()
-        if logs:
-            values = meters.averages(sums) | _progress_figures(trainer, step, norm)
-            values |= clock.interval(done - first_step)
-            _log_progress(recipe, epoch, step, last_step, values)
-            hooks.record(done, values)
-        if saves or stops:
-            hooks.save(done, sums, stops)
-        if stops:
-            raise Preempted
-    return values | {"data_wait": clock.data_wait}
+    words: list[str] = []
+    with LiveLine(
+        f"Epoch: [{epoch}]", recipe.steps_per_epoch, first_step - before, recipe.clips_a_step
+    ) as line:
+        for step in range(first_step, last_step):
+            line.show(step - before, recipe.alternation.hand_at(step), *words)
+            norm = trainer.optimizer_step(step, meters)
+            done = step + 1
+            logs = done % recipe.log_interval == 0 or done == last_step
+            stops = bool(hooks.stops()) and done < last_step
+            saves = recipe.save_interval > 0 and done % recipe.save_interval == 0 and done < last_step
+            if logs or saves or stops:
+                sums, n_bad_clips = trainer.read_sums(meters)
+                if n_bad_clips:
+                    hooks.collect_bad()
+            if logs:
+                values = meters.averages(sums) | _progress_figures(trainer, step, norm)
+                values |= clock.interval(done)
+                words = _log_progress(recipe, epoch, step, last_step, values)
+                hooks.record(done, values)
+            if saves or stops:
+                hooks.save(done, sums, stops)
+            if stops:
+                raise Preempted
+    return values | clock.whole()
 
 
 def _progress_figures(trainer: AlternatingTrainer, step: int, norm: torch.Tensor) -> dict[str, float]:
@@ -431,9 +442,7 @@ def _progress_figures(trainer: AlternatingTrainer, step: int, norm: torch.Tensor
         "weight_decay": float(trainer.updater.weight_decay_schedule[step]),
         "grad_norm": float(norm),
     }
-    if norm.device.type == "cuda":
-        values["gpu_memory_gb"] = torch.cuda.max_memory_allocated() / 2**30
-    return values
+    return values | memory_gib(norm.device)
 
 
 def collect_bad_clips(
@@ -477,7 +486,10 @@ def collect_bad_clips(
             )
 
 
-def _log_progress(recipe: Recipe, epoch: int, step: int, last_step: int, values: Mapping[str, float]) -> None:
+def _log_progress(
+    recipe: Recipe, epoch: int, step: int, last_step: int, values: Mapping[str, float]
+) -> list[str]:
+    """Logs a line; returns what the live line says of it until the next."""
     made = step - epoch * recipe.steps_per_epoch + 1
     width = len(str(recipe.steps_per_epoch))
     left = datetime.timedelta(seconds=int((last_step - step - 1) * values["seconds_a_step"]))
@@ -486,7 +498,10 @@ def _log_progress(recipe: Recipe, epoch: int, step: int, last_step: int, values:
     log.info(
         "Epoch: [%d]  [%*d/%d]  eta: %s  hand: %s  %s",
         epoch, width, made, recipe.steps_per_epoch, left, hand, figures,
+        extra=PASSING if step + 1 < last_step else None,
     )  # fmt: skip
+    losses = [f"{name} {value:.3f}" for name, value in values.items() if name.endswith("_loss")]
+    return [*losses, f"data wait {values['data_wait']:.0%}"]
 
 
 # ---------------------------------------------------------------------------------- evaluation
@@ -521,7 +536,7 @@ def _scores_by_rank(
     return gather_objects(scores)
 
 
-def _merge_ranks(ranks: Sequence[ViewScores], hand: str) -> tuple[Any, dict[str, float]]:
+def _merge_ranks(ranks: Sequence[ViewScores], hand: str) -> tuple[ClipScores, dict[str, float]]:
     """Merged clips of one hand and their metrics."""
     scores = ViewScores.concatenate(ranks)
     if not scores.names:
@@ -555,6 +570,7 @@ def validation_one_epoch_alternating(
     hands: Sequence[str],
     runtime: Runtime,
     to_clips: ToClips,
+    look: Look = _nothing,
 ) -> dict[str, dict[str, dict[str, float]]]:
     """Evaluates one centred view of every validation clip, for each hand and set of weights.
 
@@ -564,6 +580,7 @@ def validation_one_epoch_alternating(
         hands: hands to report.
         runtime: device and precision.
         to_clips: 8-bit views on the device -> the model's input.
+        look: is shown the merged clips on rank 0.
 
     Returns:
         {weights: {hand: metrics}}, on every rank; the metrics of `accuracy_metrics` and `loss`.
@@ -575,7 +592,8 @@ def validation_one_epoch_alternating(
         result: dict[str, dict[str, dict[str, float]]] = {name: {} for name in models}
         for name, hand in itertools.product(models, hands):
             scores = [rank[hand][name] for rank in ranks]
-            _, metrics = _merge_ranks(scores, hand)
+            merged, metrics = _merge_ranks(scores, hand)
+            look(name, hand, merged)
             loss = mean_cross_entropy(ViewScores.concatenate(scores))
             result[name][hand] = metrics | {"loss": loss}
         return result
@@ -591,6 +609,7 @@ def final_test_alternating(
     to_clips: ToClips,
     output_dir: Path,
     weights: str = "last",
+    look: Look = _nothing,
 ) -> dict[str, Any]:
     """The multi-view test: scores every view, writes the results files, merges them.
 
@@ -598,7 +617,7 @@ def final_test_alternating(
     `output_dir`, those of any other into a folder of its name there, and `metrics.json`.
 
     Args:
-        batches, models, hands, runtime, to_clips: as for the validation.
+        batches, models, hands, runtime, to_clips, look: as for the validation.
         output_dir: where rank 0 writes.
         weights: what the first of `models` is called in `metrics.json`.
 
@@ -615,6 +634,7 @@ def final_test_alternating(
                 for rank, scores in enumerate(ranks)
             ]
             merged, metrics[hand] = _merge_ranks(written, hand)
+            look(name, hand, merged)
             unreadable = [clip for rank in written for clip in rank.unreadable]
             if unreadable:
                 path = folder / f"unreadable_{hand}.txt"

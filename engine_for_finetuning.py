@@ -11,6 +11,8 @@ import csv
 import dataclasses
 import io
 import logging
+import resource
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -18,13 +20,16 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image, ImageDraw, ImageFont
 from scipy.special import log_softmax, softmax
 from tensorboardX.event_file_writer import EventsWriter
 from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.summary import scalar
+from tensorboardX.proto.summary_pb2 import Summary
+from tensorboardX.summary import hparams, image, scalar
 from torch import nn
 
 from utils import (
+    OF_THIS_RANK,
     UserError,
     copy_checkpoint,
     naming,
@@ -266,6 +271,40 @@ def accuracy_metrics(clips: ClipScores, unreadable: int) -> dict[str, float | in
     }
 
 
+def confusion_matrix(clips: ClipScores) -> np.ndarray:
+    """How many clips of each label (row) were taken for each class (column), int64 (C, C)."""
+    classes = clips.scores.shape[1]
+    pairs = clips.labels * classes + clips.scores.argmax(axis=1)
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+_WHITE, _BLUE, _GREY = np.array([[255, 255, 255], [8, 48, 107], [225, 225, 225]], np.float64)
+
+
+def draw_confusion(matrix: np.ndarray) -> np.ndarray:
+    """A picture of a confusion matrix, uint8 (H, W, 3): the darker, the larger the share of its row.
+
+    Rows are grey whose label has no clip. Numbers beside rows and columns are labels.
+    """
+    totals, classes = matrix.sum(axis=1), len(matrix)
+    shares = (matrix / np.maximum(totals, 1)[:, None])[..., None]
+    colours = np.where(totals[:, None, None] > 0, _WHITE + shares * (_BLUE - _WHITE), _GREY)
+    cell, margin = max(4, 600 // classes), 40
+    cells = Image.fromarray(colours.round().astype(np.uint8)).resize((cell * classes,) * 2, Image.NEAREST)
+    picture = Image.new("RGB", (cells.width + 2 * margin, cells.height + 2 * margin), "white")
+    picture.paste(cells, (margin, margin))
+    draw, font = ImageDraw.Draw(picture), ImageFont.load_default(12)
+    draw.rectangle((margin - 1, margin - 1, margin + cells.width, margin + cells.height), outline="black")
+    for label in range(0, classes, -(-20 // cell)):
+        middle = margin + cell * label + cell // 2
+        draw.text((margin - 6, middle), str(label), "black", font, anchor="rm")
+        draw.text((middle, margin - 6), str(label), "black", font, anchor="mb")
+    right = np.trace(matrix)
+    caption = f"row: label, column: prediction; {right} of {matrix.sum()} clips are right"
+    draw.text((margin, picture.height - margin // 2), caption, "black", font, anchor="lm")
+    return np.asarray(picture)
+
+
 def mean_cross_entropy(views: ViewScores) -> float:
     """Mean cross entropy of the rows against their labels, in nats."""
     chosen = log_softmax(views.logits, axis=1)[np.arange(len(views.labels)), views.labels]
@@ -309,7 +348,7 @@ def describe_metrics(metrics: Mapping[str, Mapping[str, float]]) -> str:
 
 
 class Curves:
-    """TensorBoard's figures, on disk when `add` returns.
+    """TensorBoard's figures and pictures, on disk when a method returns.
 
     tensorboardX's own writer leaves that to a thread: a run that is killed loses what it had recorded
     before its checkpoint, and where the thread fails, its queue fills up.
@@ -331,9 +370,24 @@ class Curves:
 
     def add(self, step: int, values: Mapping[str, float]) -> None:
         """Adds the values of a step under their names."""
+        self._write(step, *(scalar(name, value) for name, value in values.items()))
+
+    def add_picture(self, step: int, name: str, picture: np.ndarray) -> None:
+        """Adds a picture of a step, uint8 (H, W, 3)."""
+        self._write(step, image(name, picture, dataformats="HWC"))
+
+    def add_hparams(self, step: int, flags: Mapping[str, Any], metrics: Sequence[str]) -> None:
+        """Adds what TensorBoard's table of runs shows: flags, and the last values of some of the curves."""
+        plain = {
+            name: value if isinstance(value, (bool, int, float, str)) else str(value)
+            for name, value in flags.items()
+        }
+        self._write(step, *hparams(plain, dict.fromkeys(metrics)))
+
+    def _write(self, step: int, *summaries: Summary) -> None:
         with naming(self._folder):
-            for name, value in values.items():
-                self._events.write_event(Event(wall_time=time.time(), step=step, summary=scalar(name, value)))
+            for summary in summaries:
+                self._events.write_event(Event(wall_time=time.time(), step=step, summary=summary))
             self._events.flush()
 
     def close(self) -> None:
@@ -383,34 +437,55 @@ class DataWait:
 
 
 class EpochClock:
-    """Where the time of an epoch went, interval by interval."""
+    """Where the time of an epoch went, interval by interval.
 
-    def __init__(self, waiting: DataWait):
-        self._waiting = waiting
+    Args:
+        waiting: for data.
+        clips_a_step: of all ranks.
+        first_step: the next to be made.
+    """
+
+    def __init__(self, waiting: DataWait, clips_a_step: int, first_step: int):
+        self._waiting, self._clips = waiting, clips_a_step
         self._start = self._interval_start = time.perf_counter()
+        self._first = self._done = first_step
         self._waited = 0.0
 
-    @property
-    def data_wait(self) -> float:
-        """Share of the time until the last interval's end that went into waiting for data."""
-        return self._waited / (self._interval_start - self._start)
+    def whole(self) -> dict[str, float]:
+        """Share of waiting for data, and clips a second, from the start to the last interval's end."""
+        return self._pace(self._first, self._start, self._waited)
 
-    def interval(self, steps: int) -> dict[str, float]:
-        """Ends an interval, `steps` into the epoch; says so if the loader was too slow in it."""
-        now, waited = time.perf_counter(), self._waiting.take_seconds()
-        share = waited / (now - self._interval_start)
+    def _pace(self, first: int, start: float, waited: float) -> dict[str, float]:
+        seconds = self._interval_start - start
+        clips = self._clips * (self._done - first)
+        return {"data_wait": waited / seconds, "clips_per_second": clips / seconds}
+
+    def interval(self, done: int) -> dict[str, float]:
+        """Ends an interval, `done` steps into the run; says so if the loader was too slow in it."""
+        before, start, waited = self._done, self._interval_start, self._waiting.take_seconds()
+        self._interval_start, self._done = time.perf_counter(), done
         self._waited += waited
-        self._interval_start = now
-        if share > _SLOW_LOADER and self._waiting.warmed_up and not self._waiting.said:
+        pace = self._pace(before, start, waited)
+        if pace["data_wait"] > _SLOW_LOADER and self._waiting.warmed_up and not self._waiting.said:
             self._waiting.said = True
             log.warning(
                 "the loader is the bottleneck: %.0f%% of the time since the last line was spent waiting for "
                 "data; raise --num_workers, or store smaller clips with more keyframes (docs/data.md)",
-                100 * share,
+                100 * pace["data_wait"],
+                extra=OF_THIS_RANK,
             )
         self._waiting.warmed_up = True
-        seconds = now - self._start
-        return {"data_wait": share, "seconds_a_step": seconds / steps, "seconds": seconds}
+        seconds = self._interval_start - self._start
+        return pace | {"seconds_a_step": seconds / (done - self._first), "seconds": seconds}
+
+
+def memory_gib(device: torch.device) -> dict[str, float]:
+    """The most memory that this process (without its workers) and torch on its GPU have held, in GiB."""
+    unit = 2**30 if sys.platform == "darwin" else 2**20  # getrusage counts bytes there, KiB elsewhere
+    memory = {"host_memory_gib": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / unit}
+    if device.type == "cuda":
+        memory["gpu_memory_gib"] = torch.cuda.max_memory_allocated(device) / 2**30
+    return memory
 
 
 # --------------------------------------------------------------------------------- checkpoints

@@ -18,7 +18,7 @@ import functools
 import logging
 import os
 import uuid
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -52,18 +52,22 @@ from engine_for_alternating_finetuning import (
     validation_one_epoch_alternating,
 )
 from engine_for_finetuning import (
+    OF_THE_MACHINE,
     STATE_KEY,
+    ClipScores,
     Curves,
     Progress,
     TrainingState,
     checkpoint_to_evaluate,
+    confusion_matrix,
     describe_metrics,
+    draw_confusion,
     is_best_checkpoint,
     load_weights,
     name_weights,
     read_most_advanced,
 )
-from models import HANDS, PretrainedError, load_pretrained
+from models import HANDS, PretrainedError, find_weights, load_pretrained
 from optim_factory import add_optimization_args, create_criterion, create_mixup, create_updater, uses_mixup
 from utils import Distributed, UserError
 
@@ -80,6 +84,7 @@ NO_EFFECT = {
     "imagenet_default_mean_and_std": None,
     "dist_eval": None,
 }
+DEFAULT_INTERPOLATION = "bicubic"
 # Lies in the output folder of a run that a scheduler stopped and that can go on.
 PREEMPTED = "PREEMPTED"
 # What `--eval --resume FILE` does not take over from the run that wrote the file.
@@ -101,13 +106,15 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     add("--drop_path", type=utils.share, default=0.3, metavar="P", help="stochastic depth of the last block")
     add("--head_drop_rate", type=utils.share, default=0.0, metavar="P", help="dropout before both heads")
     add("--init_scale", type=utils.amount, default=0.001, help="factor on both heads' initial weights")
-    add("--norm_eps", type=utils.amount, default=1e-6, help="LayerNorm epsilon; ADH-ViT trained with 1e-5")
+    add("--norm_eps", type=utils.amount, default=1e-6, help="LayerNorm epsilon, unless --finetune's config "
+        "says another; ADH-ViT trained with 1e-5")  # fmt: skip
     add("--use_cls", action="store_true", help="classify the first token, not the mean over tokens")
     add("--with_checkpoint", action="store_true", help="recompute activations: less memory, slower")
     add("--compile", action="store_true", help="compile the model for training (minutes at the start)")
     add("--train_mask_ratio", type=utils.share, default=0.0, help="share of tokens dropped in training")
     add("--train_mask_type", choices=MASKS, default="tube", help="which tokens are dropped")
-    add("--finetune", default="", metavar="FILE", help="pretrained weights to start from")
+    add("--finetune", default="", metavar="SOURCE", help="pretrained weights to start from: a file (.pth, "
+        ".safetensors), a Hugging Face model's folder, or hf://org/repo[@revision][/path]")  # fmt: skip
     add("--model_key", default="model|module", help="keys of the weights in that file, first wins")
     add("--model_prefix", default="", help="use only weights whose name starts so")
 
@@ -149,7 +156,7 @@ def _add_augmentation_args(parser: argparse.ArgumentParser) -> None:
     add("--aa", default="rand-m7-n4-mstd0.5-inc1", help="timm's RandAugment setting; none: off")
     add("--aug_impl", choices=("fast", "reference"), default="fast", help="fast: all geometry in one "
         "warp a frame; reference: frame by frame, one operation after the other")  # fmt: skip
-    add("--train_interpolation", choices=("bilinear", "bicubic", "random"), default="bicubic",
+    add("--train_interpolation", choices=("bilinear", "bicubic", "random"), default=DEFAULT_INTERPOLATION,
         help="of RandAugment's geometry (reference; fast: bilinear)")  # fmt: skip
     add("--hflip", choices=("on", "off"), default="off",
         help="mirror half of the views: wrong where left and right are the labels")  # fmt: skip
@@ -231,6 +238,17 @@ def _inherit_args(
     return given
 
 
+def args_of_run(argv: Sequence[str] | None, local_world_size: int) -> argparse.Namespace:
+    """`get_args`, for which the epsilon that the weights of `--finetune` are made for is the default."""
+    args = get_args(argv, local_world_size)
+    if not args.finetune or args.eval or args.validation:
+        return args
+    norm_eps = find_weights(args.finetune).facts.get("norm_eps", args.norm_eps)
+    parser = get_parser()
+    parser.set_defaults(norm_eps=norm_eps)
+    return get_args(argv, local_world_size, parser)
+
+
 def check_args(args: argparse.Namespace) -> None:
     """Refuses what cannot work before anything is built.
 
@@ -267,6 +285,14 @@ def check_args(args: argparse.Namespace) -> None:
     for condition, message in always + (() if args.eval or args.validation else in_training):
         if condition:
             raise UserError(message)
+
+
+def flags_without_effect(args: argparse.Namespace) -> list[str]:
+    """What was given and does nothing in this run."""
+    flags = [f"--{name}" for name in NO_EFFECT if getattr(args, name) is not None]
+    if args.aug_impl == "fast" and args.train_interpolation != DEFAULT_INTERPOLATION:
+        flags.append(f"--train_interpolation {args.train_interpolation} without --aug_impl reference")
+    return flags
 
 
 def active_hands(args: argparse.Namespace) -> tuple[str, ...]:
@@ -366,39 +392,53 @@ class Evaluator:
     runtime: Runtime
     output_dir: Path
     stops: Callable[[], bool] = lambda: False  # whether a signal wants the run to end
+    # Is shown every hand's merged clips, on rank 0, with the name of the group of curves that they belong to.
+    look: Callable[[str, str, ClipScores], None] = lambda group, hand, clips: None
 
     @property
     def pins(self) -> bool:
         """Whether pinned memory is of use."""
         return self.args.pin_mem and self.dist.device.type == "cuda"
 
-    def _batches(self, mode: str, views: int) -> Any:
+    @contextlib.contextmanager
+    def _batches(self, mode: str, views: int) -> Iterator[Iterator[Any]]:
         datasets = self.datasets[mode]
         sizes = {hand: len(dataset) for hand, dataset in datasets.items()}
         clips = max(1, self.args.batch_size * self.args.num_sample // views)
         world = self.dist.world_size
         keys = evaluation_batches(sizes, clips, self.dist.rank, world)
         batches = build_loader(datasets, keys, self.args.num_workers, self.pins, self.args.decode_timeout)
-        return until_stopped(batches, len(evaluation_batches(sizes, clips, 0, world)), self.stops)
+        with utils.LiveLine(mode, total=sum(map(len, keys))) as line:
+            rounds = len(evaluation_batches(sizes, clips, 0, world))
+            yield until_stopped(line.watch(batches), rounds, self.stops)
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
-        batches, hands = self._batches("validation", 1), tuple(self.datasets["validation"])
-        result = validation_one_epoch_alternating(batches, models, hands, self.runtime, ClipsToInput())
+        hands = tuple(self.datasets["validation"])
+        with self._batches("validation", 1) as batches:
+            result = validation_one_epoch_alternating(
+                batches, models, hands, self.runtime, ClipsToInput(), self._look_at("val", models)
+            )
         for name, metrics in result.items():
             log.info("validation (%s): %s", name, describe_metrics(metrics))
         return result
 
-    def test(self, models: Mapping[str, nn.Module], weights: str) -> None:
-        """The multi-view test: writes the result files and `metrics.json`."""
-        batches = self._batches("test", self.args.test_num_segment * self.args.test_num_crop)
-        hands = tuple(self.datasets["test"])
-        result = final_test_alternating(
-            batches, models, hands, self.runtime, ClipsToInput(), self.output_dir, weights
-        )
+    def test(self, models: Mapping[str, nn.Module], weights: str) -> dict[str, Any]:
+        """The multi-view test: writes the result files and `metrics.json`; returns what that says."""
+        hands, to_clips = tuple(self.datasets["test"]), ClipsToInput()
+        with self._batches("test", self.args.test_num_segment * self.args.test_num_crop) as batches:
+            result = final_test_alternating(
+                batches, models, hands, self.runtime, to_clips, self.output_dir, weights,
+                self._look_at("test", models),
+            )  # fmt: skip
         tested = {hand: result[hand] for hand in hands}
         log.info("test, merged over views (%s): %s", weights, describe_metrics(tested))
         log.info("written: %s", self.output_dir / "metrics.json")
+        return result
+
+    def _look_at(self, group: str, models: Mapping[str, nn.Module]) -> Callable[[str, str, ClipScores], None]:
+        first = next(iter(models))
+        return lambda name, *given: self.look(group if name == first else f"{group}_{name}", *given)
 
 
 # -------------------------------------------------------------------------------------- training
@@ -415,7 +455,8 @@ class Training:
         num_classes: Mapping[str, int],
         evaluator: Evaluator,
     ):
-        self.args, self.dist, self.evaluator = args, dist, evaluator
+        self.args, self.dist = args, dist
+        self.evaluator = dataclasses.replace(evaluator, look=self._draw)
         self.datasets, self.output_dir = evaluator.datasets["train"], evaluator.output_dir
         clips_a_step = args.batch_size * args.update_freq * dist.world_size
         steps_per_epoch = steps_an_epoch(map(len, self.datasets.values()), clips_a_step)
@@ -432,6 +473,7 @@ class Training:
             runtime=runtime,
             alternation=Alternation(tuple(self.datasets), args.alternation_steps),
             steps_per_epoch=steps_per_epoch,
+            clips_a_step=clips_a_step,
             seed=args.seed,
             rank=dist.rank,
             log_interval=args.log_interval,
@@ -517,7 +559,25 @@ class Training:
         progress.epoch_stats = train_one_epoch_alternating(trainer, epoch, progress.step, meters, hooks)
         progress.step, progress.epoch_sums = (epoch + 1) * self.recipe.steps_per_epoch, None
 
-    def weights_to_test(self) -> dict[str, nn.Module]:
+    def test(self) -> None:
+        """The final test, and what TensorBoard shows of it."""
+        weights = self.args.test_weights
+        result = self.evaluator.test(self._weights_to_test(), weights)
+        sets = {"test": result, "test_ema": (weights != "ema" and result["ema"]) or {}}
+        for group, metrics in sets.items():
+            self._record(self.state.progress.step, _flat(metrics), group)
+        if self.curves is not None:
+            flags = {
+                name: value
+                for name, value in vars(self.args).items()
+                if name not in OF_THE_MACHINE | NOT_INHERITED and value is not None
+            }
+            shown = [
+                f"test/{hand}_{name}" for hand in self.datasets for name in ("top1", "top5", "mean_class_acc")
+            ]
+            self.curves.add_hparams(self.state.progress.step, flags, ["test/mean_top1", *shown])
+
+    def _weights_to_test(self) -> dict[str, nn.Module]:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
         model, ema = self.state.model, self._ema_on_device()
         if self.args.test_weights == "best":
@@ -574,6 +634,11 @@ class Training:
         if self.curves is not None:
             self.curves.add(step, {f"{group}/{name}": value for name, value in values.items()})
 
+    def _draw(self, group: str, hand: str, clips: ClipScores) -> None:
+        if self.curves is not None:
+            picture = draw_confusion(confusion_matrix(clips))
+            self.curves.add_picture(self.state.progress.step, f"{group}/{hand}_confusion", picture)
+
     def _checkpoint(self, name: str) -> Path:
         return self.output_dir / f"checkpoint-{name}.pth"
 
@@ -597,8 +662,7 @@ class Training:
             return []
         result = self.evaluator.validate(name_weights(self.state.model, self._ema_on_device()))
         for weights, group in (("raw", "val"), ("ema", "val_ema")):
-            hands = result.get(weights, {})
-            values = {f"{hand}_{name}": value for hand, m in hands.items() for name, value in m.items()}
+            values = _flat(result.get(weights, {}))
             row |= {f"{group}_{name}": value for name, value in values.items()}
             self._record(self.state.progress.step, values, group)
         scores = {f"best-{hand}": metrics["top1"] for hand, metrics in result["raw"].items()}
@@ -613,6 +677,13 @@ class Training:
         if ema is None or not self.args.model_ema_force_cpu:
             return ema and ema.module
         return copy.deepcopy(ema.module).to(device)
+
+
+def _flat(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """{hand_name: value} of each hand's metrics, and what is of both."""
+    both = {name: value for name, value in metrics.items() if isinstance(value, float)}
+    hands = {hand: metrics[hand] for hand in HANDS if hand in metrics}
+    return {f"{hand}_{name}": value for hand, m in hands.items() for name, value in m.items()} | both
 
 
 def names_of_classes(args: argparse.Namespace) -> dict[str, dict[int, str]]:
@@ -659,13 +730,12 @@ def evaluate(args: argparse.Namespace, model: nn.Module, evaluator: Evaluator) -
 
 def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     """The story of a run: arguments, data, model, optimizer; train, validate, test."""
-    args = utils.on_main(lambda: get_args(argv, dist.local_world_size))
+    args = utils.on_main(lambda: args_of_run(argv, dist.local_world_size))
     output_dir = Path(args.output_dir)
     utils.on_main(lambda: utils.make_folder(output_dir, "--output_dir"))
     utils.setup_logging(dist.rank, output_dir)
-    for name in NO_EFFECT:
-        if getattr(args, name) is not None:
-            log.warning("--%s has no effect", name)
+    for flag in flags_without_effect(args):
+        log.warning("%s has no effect", flag)
     if args.deterministic:
         utils.make_deterministic()
     utils.seed_global_generators(args.seed)
@@ -705,7 +775,7 @@ def train(
         try:
             training.resume()
             training.fit()
-            evaluator.test(training.weights_to_test(), args.test_weights)
+            training.test()
         except utils.Preempted:
             if args.save_ckpt:
                 step = training.state.progress.step
@@ -721,12 +791,23 @@ def train(
 
 def load_pretrained_file(model: nn.Module, args: argparse.Namespace) -> str:
     """Starts the model from `--finetune`; returns what was loaded, as a short block."""
-    checkpoint = utils.on_main(lambda: utils.read_checkpoint(args.finetune, "--finetune"))
+
+    def read() -> tuple[dict[str, Any], float | None]:
+        source = find_weights(args.finetune)
+        source.check(model)  # before all the weights are fetched
+        return source.read(), source.facts.get("norm_eps")
+
+    checkpoint, norm_eps = utils.on_main(read)
     try:
         report = load_pretrained(model, checkpoint, args.model_key, args.model_prefix)
     except PretrainedError as error:
         raise UserError(f"--finetune {args.finetune}: {error}") from None
-    return f"{args.finetune}: {report.summary()}"
+    lines = f"{args.finetune}: {report.summary()}"
+    if norm_eps is not None:
+        other = f"by --norm_eps; the weights are made for {norm_eps:g}"
+        whose = "the weights' own" if norm_eps == args.norm_eps else other
+        lines += f"\n  LayerNorm epsilon: {args.norm_eps:g}, {whose}"
+    return lines
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -23,15 +23,21 @@ import shutil
 import signal
 import sys
 import tempfile
+import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NoReturn
+from typing import Any, BinaryIO, NoReturn, TextIO
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from rich.console import Console, ConsoleRenderable
+from rich.control import Control, ControlType
+from rich.file_proxy import FileProxy
+from rich.progress import BarColumn, Progress, TextColumn
+from rich.text import Text
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -165,18 +171,185 @@ class _LogFile(logging.FileHandler):
         pass
 
 
+# What a record may say of itself, as `extra`: that the terminal's live line says the same, or that only this
+# rank knows it.
+PASSING, OF_THIS_RANK = {"passing": True}, {"of_this_rank": True}
+
+
 def setup_logging(rank: int, output_dir: Path | None = None) -> None:
-    """Rank 0 speaks on stdout (and to `run.log`); the other ranks only raise their voice for errors."""
-    level = logging.INFO if rank == 0 else logging.ERROR
+    """Rank 0 speaks on stdout (and to `run.log`); of the others one hears errors and what only they know."""
     prefix = "" if rank == 0 else f"[rank {rank}] "
-    handlers: list[logging.Handler] = [logging.StreamHandler(sys.stdout)]
+    screen = Terminal(rank == 0) if _can_redraw() else logging.StreamHandler(sys.stdout)
+    handlers: list[logging.Handler] = [screen]
     if rank == 0 and output_dir is not None:
         with naming(output_dir / "run.log") as path:
             handlers.append(_LogFile(path))
+
+    def is_heard(record: logging.LogRecord) -> bool:
+        return rank == 0 or record.levelno >= logging.ERROR or hasattr(record, "of_this_rank")
+
     for handler in handlers:
         handler.setFormatter(_Formatter(prefix + "%(asctime)s %(message)s", "%H:%M:%S"))
-        handler.setLevel(level)
+        handler.addFilter(is_heard)
     logging.basicConfig(level=logging.INFO, handlers=handlers, force=True)
+
+
+# ------------------------------------------------------------------------------------ terminal
+
+_REDRAW = 0.1  # least seconds from one drawing of the live line to the next
+_COLOURS = {logging.WARNING: "yellow", logging.ERROR: "red"}
+
+
+def _can_redraw() -> bool:
+    """Whether stdout is a terminal; that of a SLURM job is kept in a file sooner or later."""
+    return (
+        sys.stdout.isatty() and "SLURM_JOB_ID" not in os.environ and Console(file=sys.stdout).is_interactive
+    )
+
+
+class _Screen:
+    """A terminal's file; a run goes on though its terminal goes away, as with a broken connection."""
+
+    def __init__(self, file: TextIO):
+        self._file = file
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._file, name)
+
+    def write(self, text: str) -> None:
+        """Writes at once, or from the first failure on to nowhere: nobody must stumble over it later."""
+        try:
+            self._file.write(text)
+            self._file.flush()
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._file.fileno())
+
+
+class Terminal(logging.Handler):
+    """Whole lines on a terminal, above the live line if there is one.
+
+    Everything is drawn by hand: a thread would be a danger to the processes that are forked from this one.
+    """
+
+    def __init__(self, has_live_lines: bool):
+        super().__init__()
+        self.has_live_lines = has_live_lines
+        self.console = Console(file=_Screen(sys.stdout), highlight=False)
+        self.console.push_render_hook(self)
+        # The stderr of workers, where decoders in C write too: a pipe would let them wait when it is full.
+        self._words, self._read = tempfile.TemporaryFile(), 0  # noqa: SIM115
+
+    def process_renderables(self, renderables: list[ConsoleRenderable]) -> list[ConsoleRenderable]:
+        """Of rich's hook: clears the line that this or another process has drawn."""
+        return [Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2)), *renderables]
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Writes a record, unless it is passing."""
+        if not hasattr(record, "passing"):
+            try:
+                self._write(self.format(record), _COLOURS.get(record.levelno, ""))
+            except Exception:
+                self.handleError(record)
+
+    def close(self) -> None:
+        """Of logging."""
+        self._words.close()
+        super().close()
+
+    def _write(self, text: str, style: str = "") -> None:
+        self.console.print(Text(text, style), soft_wrap=True)
+
+    def show_words_of_workers(self) -> None:
+        """Writes the whole lines that workers have written to stderr meanwhile."""
+        written = os.fstat(self._words.fileno()).st_size
+        whole, end, _ = os.pread(self._words.fileno(), written, self._read).rpartition(b"\n")
+        self._read += len(whole + end)
+        for line in whole.splitlines():
+            self._write(visible(line.decode(errors="replace")))
+
+    def serve_worker(self) -> None:
+        """Called in a forked process: leaves it to this one to show what is written to stderr there."""
+        if os.isatty(2):
+            os.dup2(self._words.fileno(), 2)
+            sys.stderr = open(2, "w", buffering=1, closefd=False)  # noqa: SIM115
+            logging.basicConfig(level=logging.INFO, stream=sys.stderr, force=True)
+
+
+def terminal() -> Terminal | None:
+    """The terminal that this process writes to, if it does."""
+    return next((h for h in logging.getLogger().handlers if isinstance(h, Terminal)), None)
+
+
+class LiveLine:
+    """A line on the terminal that says how far a phase is, while it lasts; elsewhere nothing.
+
+    It costs the loop that calls it no wait for the device: give it what the host knows.
+
+    Args:
+        phase: what is going on.
+        total: its steps or clips; 0: not told.
+        done: those made before.
+        clips: clips of each of them, on all ranks.
+    """
+
+    def __init__(self, phase: str, total: int = 0, done: int = 0, clips: int = 1):
+        self._terminal, self._clips, self._drawn = terminal(), clips, -math.inf
+        count = f" {{task.completed:{len(str(total))}}}/{total}" if total else ""
+        screen = self._terminal and self._terminal.console
+        has_room = total and screen and screen.width >= 100
+        self._progress = Progress(
+            *[BarColumn(bar_width=20)] * bool(has_room),
+            TextColumn(f"{{task.description}}{count}  {{task.fields[words]}}", markup=False),
+            console=screen,
+            auto_refresh=False,
+            transient=True,
+            redirect_stderr=False,
+            disable=self._terminal is None or not self._terminal.has_live_lines,
+        )
+        self._id = self._progress.add_task(visible(phase), total=total or None, completed=done, words="")
+        self._stderr = contextlib.ExitStack()
+
+    def __enter__(self) -> LiveLine:
+        if self._terminal is not None and sys.stderr.isatty():
+            proxy = FileProxy(self._terminal.console, sys.stderr)
+            self._stderr.enter_context(contextlib.redirect_stderr(proxy))
+        self._progress.start()
+        if not self._progress.disable:
+            self._terminal.console.show_cursor(True)  # nobody could bring it back after a SIGKILL
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        if self._terminal is not None:
+            self._terminal.show_words_of_workers()
+        self._progress.stop()
+        self._stderr.close()
+
+    def show(self, done: int, hand: str, *words: str) -> None:
+        """Says what is done, whose turn it is and what else there is; seldom enough to cost nothing."""
+        if self._terminal is None:
+            return
+        self._progress.update(self._id, completed=done)
+        now = time.monotonic()
+        if now - self._drawn < _REDRAW:
+            return
+        self._drawn = now
+        self._terminal.show_words_of_workers()
+        self._progress.update(self._id, words="  ".join([hand, *self._pace(), *words]), refresh=True)
+
+    def _pace(self) -> list[str]:
+        (task,) = self._progress.tasks
+        if not task.speed:
+            return []
+        left = datetime.timedelta(seconds=int(task.time_remaining))
+        return [f"{self._clips * task.speed:.3g} clips/s", f"eta {left}"]
+
+    def watch(self, batches: Iterable[Any]) -> Iterator[Any]:
+        """The batches of an evaluation, whose clips are counted as they go by."""
+        done = 0
+        for batch in batches:
+            self.show(done, batch.hand)
+            yield batch
+            done += len(batch.names)
 
 
 # ------------------------------------------------------------------------------- process group
@@ -327,8 +500,9 @@ def leave_process_group() -> None:
 def exit_process(code: int) -> NoReturn:
     """Ends this process at once: it waits neither for other ranks nor for workers that are stuck."""
     logging.shutdown()
-    sys.stdout.flush()
-    sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        with contextlib.suppress(OSError):  # a terminal that has gone away
+            stream.flush()
     os._exit(code)
 
 
@@ -582,7 +756,7 @@ def _synced_in_place(path: Path) -> Iterator[BinaryIO]:
     except BaseException:
         Path(name).unlink(missing_ok=True)
         raise
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def remove_unfinished(folder: Path) -> None:
@@ -610,8 +784,8 @@ def _umask() -> int:
     return current
 
 
-def _sync_folder(folder: Path) -> None:
-    # The rename itself is durable only once the folder is synced.
+def sync_folder(folder: Path) -> None:
+    """Makes what was moved into a folder durable: a rename is so only once its folder is synced."""
     handle = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -738,7 +912,7 @@ def copy_checkpoint(source: Path, target: Path) -> None:
         with source.open("rb") as old, atomic_open(target) as new:
             return shutil.copyfileobj(old, new)
     link.replace(target)
-    return _sync_folder(target.parent)
+    return sync_folder(target.parent)
 
 
 def prune_step_checkpoints(folder: Path, keep: int) -> None:

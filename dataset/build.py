@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 
 from dataset.datasets import ClipBatch, ClipKey, HandsDataset, VideoClsDataset, collate_clips
 from dataset.decode_process import follow_the_parent, signals_held_back
-from utils import UserError
+from utils import UserError, terminal
 
 log = logging.getLogger(__name__)
 
@@ -103,6 +103,8 @@ def resolve_num_classes(data_set: str, given: int | None, data_path: str | Path,
 
 def _set_up_worker(worker: int) -> None:
     follow_the_parent()
+    if screen := terminal():
+        screen.serve_worker()
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
 

@@ -3,6 +3,7 @@
 from models.modeling_finetune import VIT_SIZES, VisionTransformer
 from models.modeling_finetune_alternating import HANDS, AlternatingDualHeadVisionTransformer, HandLogits
 from models.pretrained import LoadReport, PretrainedError, load_pretrained
+from models.weight_files import WeightSource, find_weights
 
 __all__ = [
     "HANDS",
@@ -12,5 +13,7 @@ __all__ = [
     "LoadReport",
     "PretrainedError",
     "VisionTransformer",
+    "WeightSource",
+    "find_weights",
     "load_pretrained",
 ]

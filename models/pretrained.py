@@ -11,16 +11,13 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from models.hf_layout import PretrainedError, to_own_names
 from models.modeling_finetune_alternating import HANDS
 
 HEAD_PREFIXES = ("head.", *(f"{hand}_head." for hand in HANDS))
-WRAPPER_PREFIXES = ("_orig_mod.", "module.", "backbone.", "encoder.")
+WRAPPER_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "encoder.")
 POSITIONS = "pos_embed"
 NAMES_SHOWN = 10
-
-
-class PretrainedError(ValueError):
-    """The weights in a checkpoint do not fit the model."""
 
 
 @dataclass
@@ -59,7 +56,8 @@ def load_pretrained(
 
     Heads are loaded where their shapes fit and left fresh otherwise; everything else that both
     sides have must fit. A fixed position table is computed by the model and never loaded; a
-    learnable one is resized to the model's grid. Weights are cast to the model's types.
+    learnable one is resized to the model's grid. Weights are cast to the model's types. Names of
+    Hugging Face's VideoMAE models are understood.
 
     Args:
         model: A `VisionTransformer` or its two-headed form, not wrapped or compiled.
@@ -77,7 +75,7 @@ def load_pretrained(
     Source: the `--finetune` option of VideoMAE V2 (Wang et al., CVPR 2023).
     """
     report = LoadReport()
-    weights = _rename(_select(checkpoint, model_key), model_prefix, report)
+    weights = _rename(to_own_names(_select(checkpoint, model_key)), model_prefix, report)
     target = model.state_dict()
     state: dict[str, Tensor] = {}
     mismatched = []

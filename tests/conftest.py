@@ -197,6 +197,17 @@ def torchrun():
     return call
 
 
+def launcher_of(ranks):
+    """What a launcher tells all ranks of a node; nothing to one alone."""
+    if ranks == 1:
+        return {}
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    launcher = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
+    return launcher | {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+
+
 @pytest.fixture(scope="session")
 def fork_ranks(tmp_path_factory):
     """Runs a function of the rank in two copies of this process, as a launcher would; no new imports."""
@@ -209,11 +220,7 @@ def fork_ranks(tmp_path_factory):
 
     def call(function, timeout=120, **environment):
         folder = tmp_path_factory.mktemp("ranks")
-        with socket.socket() as free:
-            free.bind(("localhost", 0))
-            port = free.getsockname()[1]
-        launcher = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost"}
-        launcher |= {"MASTER_PORT": str(port), **environment}
+        launcher = launcher_of(2) | environment
         context = multiprocessing.get_context("fork")
         ranks = [context.Process(target=start, args=(function, rank, folder, launcher)) for rank in (0, 1)]
         for process in ranks:
@@ -247,13 +254,7 @@ def fork_run(tmp_path_factory):
 
     def call(*flags, fault=None, ranks=1, timeout=120):
         folder = tmp_path_factory.mktemp("ranks")
-        launcher = {}
-        if ranks > 1:
-            with socket.socket() as free:
-                free.bind(("localhost", 0))
-                port = free.getsockname()[1]
-            launcher = {"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)}
-            launcher |= {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port)}
+        launcher = launcher_of(ranks)
         logs = [folder / f"{rank}.out" for rank in range(ranks)]
         fork = multiprocessing.get_context("fork").Process
         processes = [
@@ -274,6 +275,25 @@ def fork_run(tmp_path_factory):
         return "\n".join(log.read_text() for log in logs)
 
     return call
+
+
+def signal_after_step(step, number, of_rank=0):
+    """A fault: a rank gets a signal when it has made a step (zero-based)."""
+
+    def fault(rank):
+        import engine_for_alternating_finetuning as engine
+
+        make_step = engine.AlternatingTrainer.optimizer_step
+
+        def step_and_signal(self, now, meters):
+            norm = make_step(self, now, meters)
+            if rank == of_rank and now == step:
+                os.kill(os.getpid(), number)
+            return norm
+
+        engine.AlternatingTrainer.optimizer_step = step_and_signal
+
+    return fault
 
 
 def only_error(output):
@@ -308,7 +328,7 @@ FULL = (
     *("--head_drop_rate", "0.2", "--reprob", "0.5", "--train_mask_ratio", "0.25", "--train_mask_type"),
     *("random", "--num_workers", "2", "--save_ckpt_freq", "1", "--save_ckpt_steps", "3"),
 )
-CLOCK = ("seconds", "seconds_a_step", "data_wait")
+CLOCK = ("seconds", "seconds_a_step", "data_wait", "clips_per_second", "host_memory_gib")
 STEPS = 8  # of the whole tiny run
 
 
@@ -348,16 +368,21 @@ def full_run(run_main, tiny_flags, tmp_path_factory):
     return folder
 
 
-def events_of(folder):
-    """[(step, tag)] of all event files, in the order in which they were written; purged ones left out."""
-    events = []
-    for path in sorted((folder / "tensorboard").iterdir()):
+def read_events(folder, name="tensorboard"):
+    """All events of a run's files, in the order in which they were written."""
+    for path in sorted((folder / name).iterdir()):
         data = path.read_bytes()
         while data:  # records: length (8), its check sum (4), event, check sum (4)
             size = int.from_bytes(data[:8], "little")
-            event = Event.FromString(data[12 : 12 + size])
-            if event.session_log.status == SessionLog.START:  # TensorBoard forgets what is not before it
-                events = [(step, tag) for step, tag in events if step < event.step]
-            events += [(event.step, value.tag) for value in event.summary.value]
+            yield Event.FromString(data[12 : 12 + size])
             data = data[16 + size :]
+
+
+def events_of(folder):
+    """[(step, tag)] of all event files, in the order in which they were written; purged ones left out."""
+    events = []
+    for event in read_events(folder):
+        if event.session_log.status == SessionLog.START:  # TensorBoard forgets what is not before it
+            events = [(step, tag) for step, tag in events if step < event.step]
+        events += [(event.step, value.tag) for value in event.summary.value]
     return events

@@ -6,7 +6,7 @@ import pytest
 import torch
 from conftest import write_list
 
-from run_alternating_hand_finetuning import get_args, get_parser
+from run_alternating_hand_finetuning import flags_without_effect, get_args, get_parser
 
 # The published names with the two-hand recipe's defaults.
 DEFAULTS = {
@@ -113,6 +113,13 @@ def test_flag_without_effect_warns_in_one_line(run_main, tiny_flags, tmp_path, n
     assert result.code == 0, result.output
     (line,) = [line for line in result.output.splitlines() if "no effect" in line]
     assert line.endswith(f"--{name} has no effect")
+
+
+def test_interpolation_says_that_fast_augmentation_does_not_take_it(sample):
+    given = [*sample.flags, "--train_interpolation", "bilinear"]
+    (said,) = flags_without_effect(get_args(given))
+    assert said == "--train_interpolation bilinear without --aug_impl reference"
+    assert not flags_without_effect(get_args([*given, "--aug_impl", "reference"]))
 
 
 def test_no_warning_without_such_a_flag(run_main, tiny_flags, tmp_path):

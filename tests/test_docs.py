@@ -1,13 +1,18 @@
-"""What the pages of `docs` promise: tests that exist and flags that act."""
+"""What the docs say exists: files, headings, pictures, tests, and flags with their values and defaults."""
 
 import ast
+import functools
+import pkgutil
 import re
 import shlex
 
 import pytest
 from conftest import ROOT
+from doc_pages import PAGES, Unusable, read_page
+from doc_programs import all_parsers, parse, parser_of, tools
 
 from run_alternating_hand_finetuning import get_parser
+from scripts.tools.make_doc_figures import FIGURES
 
 FIDELITY = (ROOT / "docs" / "fidelity.md").read_text()
 RELIABILITY = (ROOT / "docs" / "reliability.md").read_text()
@@ -68,3 +73,183 @@ def test_restoring_flag_is_accepted_and_changes_a_default(flag):
     name = flag.split()[0].removeprefix("--")
     default, restored = (getattr(get_parser().parse_args(argv), name) for argv in ([], flag.split()))
     assert restored != default
+
+
+# ------------------------------------------------------------------------------- links and pictures
+
+
+@functools.cache
+def page_of(path):
+    return read_page(path)
+
+
+def broken_links(page):
+    """What links and pictures of a page point to in vain, a line each."""
+    for line, target in (*page.links, *page.images):
+        if re.match(r"\w+:", target):  # not ours to look after
+            continue
+        place, _, anchor = target.partition("#")
+        path = (page.path.parent / place).resolve() if place else page.path
+        if not path.exists() or not path.is_relative_to(ROOT):
+            yield f"{page.path.name}:{line}: there is no {place}"
+        elif anchor and anchor not in (page if path == page.path else page_of(path)).anchors:
+            yield f"{page.path.name}:{line}: {path.name} has no heading #{anchor}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_links_point_to_files_and_headings(path):
+    assert not [*broken_links(page_of(path))]
+
+
+def test_every_page_is_linked_from_the_readme():
+    linked = {target.partition("#")[0] for _, target in page_of(ROOT / "README.md").links}
+    assert linked >= {str(path.relative_to(ROOT)) for path in PAGES[1:]}
+
+
+def test_pictures_are_made_by_the_script_and_shown():
+    files = {path.name for path in (ROOT / "docs" / "images").iterdir()}
+    assert files == {f"{name}.png" for name in FIGURES}
+    shown = {target.rpartition("/")[2] for path in PAGES for _, target in page_of(path).images}
+    assert shown == files
+
+
+# ---------------------------------------------------------------------------------- paths and names
+
+# What looks like a path of the project and is none, by reason.
+NO_PATHS = {
+    "another place": r"/.*|\w+://.*",
+    "made by runs and scripts": r"(\.venv|data|output|weights)(/.*)?",
+    "folders within an output folder, and TensorBoard's groups": r"(ema|raw|tensorboard|train|val|val_ema)/",
+    "the layout of data": r"(videos|video)(_train|_val)?/|(INPUT|groundTruth|splits)/.*",
+    "another project's": r"OpenGVLab/VideoMAEv2(-\.\.\.)?|docs/MODEL_ZOO\.md",
+    "shares in a sum": r"\d+(\.\d+)?/\d+",
+}
+PATH = re.compile(r"[\w.{}*-]*/[\w./{}*-]*|[\w-]+\.(py|sh|toml)|requirements[\w-]*\.txt")
+NAME = re.compile(r"((?:dataset|models|scripts|utils|optim_factory|engine_\w+)(?:\.\w+)+)(\(.*\))?")
+
+
+def missing_paths(page):
+    """Paths and dotted names in a page's running code that name nothing, a line each."""
+    for code in page.codes:
+        if code.language != "inline":
+            continue
+        if PATH.fullmatch(code.text) and not any(re.fullmatch(no, code.text) for no in NO_PATHS.values()):
+            if not [*ROOT.glob(re.sub(r"\{.*?\}", "*", code.text).rstrip("/"))]:
+                yield f"{code}: there is no such file"
+        elif (match := NAME.fullmatch(code.text)) and not PATH.fullmatch(code.text):
+            try:
+                pkgutil.resolve_name(match[1])
+            except (ImportError, AttributeError) as error:
+                yield f"{code}: {error}"
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_paths_and_names_in_the_text_exist(path):
+    assert not [*missing_paths(page_of(path))]
+
+
+WRONG = [
+    ("[a](docs/no_such.md)", broken_links, "no_such.md"),
+    ("[a](docs/data.md#no-such-heading)", broken_links, "#no-such-heading"),
+    ("# One\n\n[a](#two)", broken_links, "#two"),
+    ("![a](docs/images/no_such.png)", broken_links, "no_such.png"),
+    ("[a](../outside.md)", broken_links, "outside.md"),
+    ("`scripts/no_such.sh`", missing_paths, "scripts/no_such.sh"),
+    ("`tests/no_such/`", missing_paths, "tests/no_such/"),
+    ("`optim_factory.no_such`", missing_paths, "no_such"),
+]
+
+
+@pytest.mark.parametrize(("text", "find", "named"), WRONG)
+def test_what_is_not_there_is_found(text, find, named):
+    (found,) = find(read_page(ROOT / "README.md", text))
+    assert named in found
+
+
+def test_anchors_are_those_of_github():
+    page = read_page(ROOT / "README.md", "# A `b_c`: d-e, f?\n\n## Two\n\n## Two\n")
+    assert page.anchors == {"a-b_c-d-e-f", "two", "two-1"}
+
+
+# ----------------------------------------------------------------------------------- flags in the text
+
+# Of launchers, containers and this project's shell scripts.
+OTHER_FLAGS = {"--all", "--cpus-per-task", "--gpus", "--shm-size", "--stop-timeout"}
+
+
+@functools.cache
+def parsers():
+    """The parsers of the trainer and of every tool, with those of subcommands."""
+    return [p for parser in (get_parser(), *map(parser_of, tools())) for p in all_parsers(parser)]
+
+
+def unknown_flags(page):
+    """Flags in a page's running code that no program has, or not with such a value, a line each."""
+    for code in page.codes:
+        words = code.text.split() if code.language == "inline" and code.text.startswith("--") else []
+        for start, flag in enumerate(words):
+            if not flag.startswith("--") or flag in OTHER_FLAGS:
+                continue
+            end = next((i for i in range(start + 1, len(words)) if words[i].startswith("--")), len(words))
+            values = words[start + 1 : end]
+            if any(re.fullmatch(r"[A-Z_x]+", value) for value in values):  # stands for a value
+                values = []
+            problem = _problem_of(flag, [value.split("|") for value in values])
+            if problem:
+                yield f"{code}: {problem}"
+
+
+def _problem_of(flag, values):
+    having = [parser for parser in parsers() if flag in parser._option_string_actions]
+    if not having:
+        return f"no program has {flag}"
+    if not values:
+        return None
+    for alternative in range(max(map(len, values))):
+        words = [flag, *(value[min(alternative, len(value) - 1)] for value in values)]
+        problems = []
+        for parser in having:
+            try:
+                parse(parser, words, whole=False)
+            except Unusable as error:
+                problems.append(str(error))
+        if len(problems) == len(having):
+            return problems[0]
+    return None
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
+def test_flags_in_the_text_are_some_program_s(path):
+    assert not [*unknown_flags(page_of(path))]
+
+
+WRONG_FLAGS = ["--no_such_flag", "--short_clips sideways", "--view 0|1|3", "--eval --resum FILE"]
+
+
+@pytest.mark.parametrize("text", WRONG_FLAGS)
+def test_wrong_flag_in_the_text_is_found(text):
+    assert len([*unknown_flags(read_page(ROOT / "README.md", f"`{text}`"))]) == 1
+
+
+def stated_defaults():
+    """(flag, default as it is written) of every table whose first columns are called so."""
+    for path in PAGES:
+        for head, *rows in page_of(path).tables:
+            if head[:2] == ["flag", "default"]:
+                yield from ((row[0].strip("`"), row[1].strip("`")) for row in rows)
+
+
+@pytest.mark.parametrize(("flag", "stated"), [*stated_defaults()])
+def test_stated_defaults_are_the_trainer_s(flag, stated):
+    default = get_parser().get_default(flag.removeprefix("--"))
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    assert (stated if isinstance(default, str) else float(stated)) == default
+
+
+def test_messages_of_the_troubles_table_are_in_the_code():
+    (table,) = (t for t in page_of(ROOT / "docs" / "distributed.md").tables if t[0][0] == "what is seen")
+    messages = [text for row in table for text in re.findall(r'"(.+?)"', row[0])]
+    code = " ".join(re.sub(r'"\s+f?"', "", path.read_text()) for path in ROOT.glob("*.py"))
+    assert len(messages) > 5
+    assert not [message for message in messages if message not in code]

@@ -101,7 +101,14 @@ def bench(
     updater = create_updater(args, model, CPU, runtime.amp_dtype, 256, steps_per_epoch)
     alternation = Alternation(tuple(CLASSES), steps_a_turn)
     recipe = Recipe(
-        runtime, alternation, steps_per_epoch, args.seed, 0, args.log_interval, args.cutmix_region
+        runtime,
+        alternation,
+        steps_per_epoch,
+        2 * args.update_freq,
+        args.seed,
+        0,
+        args.log_interval,
+        args.cutmix_region,
     )
     trainer = AlternatingTrainer(
         model.train(),
@@ -481,13 +488,14 @@ def test_figures_are_recorded_at_logging_intervals_and_at_the_epoch_s_end():
     assert list(records) == [3, 6, 8]
     assert list(saved) == [4]  # what is saved at the epoch's end, 8, is saved when it has been validated
     assert saved[4][:, 2].tolist() == [8, 0]  # views of each hand: its turn is 4 steps of 2
-    assert {**stats, "data_wait": None} == {**records[8], "data_wait": None}
+    since_then = {"data_wait": None, "clips_per_second": None}
+    assert stats | since_then == records[8] | since_then
     assert "rh_loss" not in records[3]  # no turn yet
     assert {"lh_loss", "rh_loss", "lh_top1", "rh_top1", "lr", "weight_decay", "grad_norm"} <= stats.keys()
 
 
 def epochs_by_a_clock(monkeypatch, waits, epochs=1):
-    """Trains epochs of eight steps by a clock that moves 1 s a step and `waits` a batch: (stats, shares)."""
+    """Trains epochs of eight steps by a clock that moves 1 s a step and `waits` a batch: (stats, records)."""
     now = [0.0]
     monkeypatch.setattr(engine_for_finetuning, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -510,13 +518,18 @@ def epochs_by_a_clock(monkeypatch, waits, epochs=1):
         )
         for epoch in range(epochs)
     ]
-    return stats, {step: values["data_wait"] for step, values in records.items()}
+    return stats, records
 
 
 def test_share_of_waiting_is_told_for_each_interval_and_for_the_epoch(monkeypatch, caplog):
-    stats, shares = epochs_by_a_clock(monkeypatch, [9, 1, 0, 0, 1, 1, 3, 3])
+    stats, records = epochs_by_a_clock(monkeypatch, [9, 1, 0, 0, 1, 1, 3, 3])
+    shares = {step: values["data_wait"] for step, values in records.items()}
     assert shares == {2: 10 / 12, 4: 0, 6: 2 / 4, 8: 6 / 8}
     assert stats[0]["data_wait"] == 18 / 26
+    # Steps of two clips.
+    speeds = {step: values["clips_per_second"] for step, values in records.items()}
+    assert speeds == {2: 4 / 12, 4: 4 / 2, 6: 4 / 4, 8: 4 / 8}
+    assert stats[0]["clips_per_second"] == 16 / 26
     assert stats[0]["seconds_a_step"] == 26 / 8
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import FULL, ROOT, STEPS, assert_same_run, epochs_of, events_of
+from conftest import FULL, ROOT, STEPS, assert_same_run, epochs_of, events_of, signal_after_step
 
 import engine_for_alternating_finetuning as engine
 import run_alternating_hand_finetuning as run
@@ -20,23 +20,6 @@ pytestmark = pytest.mark.timeout(600)
 
 
 # ------------------------------------------------------------------------------------------ faults
-
-
-def signal_after_step(step, number, of_rank=0):
-    """A fault: a rank gets a signal when it has made a step (zero-based)."""
-
-    def fault(rank):
-        make_step = engine.AlternatingTrainer.optimizer_step
-
-        def step_and_signal(self, now, meters):
-            norm = make_step(self, now, meters)
-            if rank == of_rank and now == step:
-                os.kill(os.getpid(), number)
-            return norm
-
-        engine.AlternatingTrainer.optimizer_step = step_and_signal
-
-    return fault
 
 
 def signal_in_call(module, name, count, number, of_rank=0):

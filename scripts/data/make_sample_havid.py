@@ -382,8 +382,8 @@ def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
-    """Reads and checks the command line."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     summary, _, _ = __doc__.partition("\n")
     parser = argparse.ArgumentParser(prog="python -m scripts.data.make_sample_havid", description=summary)
     parser.add_argument("--output", type=Path, required=True, help="folder to make the set in (required)")
@@ -423,6 +423,12 @@ def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
         help="shortest and longest picture height, pixels, 32 to 1080; widths are 1 to 1.34 "
         "times the height (default: 96 160)",
     )
+    return parser
+
+
+def get_args(arguments: Sequence[str] | None = None) -> argparse.Namespace:
+    """Reads and checks the command line."""
+    parser = make_parser()
     args = parser.parse_args(arguments)
     if args.recordings is None:
         args.recordings = _RAW_RECORDINGS if args.raw else _RECORDINGS

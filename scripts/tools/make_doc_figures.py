@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +18,7 @@ from dataset.class_names import read_class_names
 from dataset.loader import decode_frames
 from models import HANDS
 from scripts.tools import browse_dataset
-from utils import UserError, atomic_open
+from utils import Parser, UserError, atomic_open
 
 TILE = (176, 132)  # pixels, width and height of a frame
 CAPTION = 22  # pixels
@@ -80,14 +80,28 @@ def contact_sheet(data: Path) -> Image.Image:
     return browse_dataset.make_sheet(args).quantize(256, dither=Image.Dither.NONE)
 
 
+# Every picture of the docs: its name, and what draws it from the sample data.
+FIGURES: dict[str, Callable[[Path], Image.Image]] = {
+    "sample_strip": sample_strip,
+    "browse_dataset": contact_sheet,
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    summary, _, _ = __doc__.partition("\n")
+    parser = Parser(prog="python -m scripts.tools.make_doc_figures", description=summary)
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data/sample_havid"), metavar="DIR", help="sample data")
+    add("--output", type=Path, default=Path("docs/images"), metavar="DIR", help="folder of the pictures")
+    return parser
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    parser = argparse.ArgumentParser(prog="python -m scripts.tools.make_doc_figures", description=__doc__)
-    parser.add_argument("--data", type=Path, default=Path("data/sample_havid"), help="sample data")
-    parser.add_argument("--output", type=Path, default=Path("docs/images"), help="folder of the pictures")
-    args = parser.parse_args(argv)
+    args = make_parser().parse_args(argv)
     try:
-        for name, draw in (("sample_strip", sample_strip), ("browse_dataset", contact_sheet)):
+        for name, draw in FIGURES.items():
             with atomic_open(args.output / f"{name}.png") as file:
                 draw(args.data).save(file, format="PNG", optimize=True)
     except (UserError, OSError) as error:

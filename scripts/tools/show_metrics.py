@@ -49,13 +49,18 @@ def shortcoming(metrics: dict, required: float) -> str | None:
     return None
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.show_metrics", description=__doc__)
     parser.add_argument("output_dir", type=Path, help="folder of a run that was tested")
     parser.add_argument("--require", type=float, metavar="TOP1", help="fail if a hand's top-1 is lower, "
         f"percent, or under {LEAST_BALANCE} of the other's")  # fmt: skip
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = make_parser().parse_args(argv)
     path = args.output_dir / "metrics.json"
     if not path.is_file():
         sys.stderr.write(f"show_metrics: {path}: there is no such file; was the run tested?\n")

@@ -68,14 +68,19 @@ def make_card(checkpoint: dict[str, Any], run: Path, data: Path, commit: str) ->
     }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Runs the command line; returns the exit code."""
+def make_parser() -> argparse.ArgumentParser:
+    """The command line."""
     parser = argparse.ArgumentParser(prog="python -m scripts.tools.store_backbone", description=__doc__)
     parser.add_argument("--checkpoint", required=True, help="checkpoint of the pretraining run")
     parser.add_argument("--data", required=True, type=Path, help="generated set that it was trained on")
     parser.add_argument("--commit", required=True, help="commit of this project that it was trained with")
     parser.add_argument("--output", required=True, type=Path, help="file of weights to write")
-    args = parser.parse_args(argv)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line; returns the exit code."""
+    args = make_parser().parse_args(argv)
     try:
         checkpoint = read_checkpoint(args.checkpoint, "--checkpoint")
         card = make_card(checkpoint, Path(args.checkpoint).parent, args.data, args.commit)

@@ -127,7 +127,7 @@ def _existing_file(text: str) -> Path:
     return Path(text)
 
 
-def get_parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
     """The command line."""
     parser = argparse.ArgumentParser(
         prog="python -m scripts.tools.benchmark",
@@ -155,7 +155,7 @@ def get_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     torch.set_num_threads(1)
     cv2.setNumThreads(0)
     try:

@@ -90,12 +90,12 @@ def _build_trainers(
         runtime=runtime,
         alternation=Alternation(tuple(datasets), args.alternation_steps),
         steps_per_epoch=steps,
+        clips_a_step=args.batch_size * args.update_freq,
         seed=args.seed,
         rank=0,
         log_interval=args.log_interval,
     )
-    clips_a_step = args.batch_size * args.update_freq
-    updater = create_updater(args, model, device, runtime.amp_dtype, clips_a_step, steps)
+    updater = create_updater(args, model, device, runtime.amp_dtype, recipe.clips_a_step, steps)
     mixups = {hand: create_mixup(args, classes[hand]) for hand in datasets}
     passes = {hand: ShuffledPasses(len(clips), (args.seed, hand)) for hand, clips in datasets.items()}
     batches = training_batches(recipe.alternation, passes, range(steps), args.batch_size, args.update_freq)
