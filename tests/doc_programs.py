@@ -156,7 +156,8 @@ class Checker:
     def _check_torchrun(self, words, command, whole):
         args = parse(torchrun_parser(), words, whole)
         if args.training_script:
-            words = ("python", args.training_script, *args.training_script_args)
+            module = ["-m"] * args.module
+            words = ("python", *module, args.training_script, *args.training_script_args)
             self.check_command(Command(words, command.environment), whole)
 
     def _check_sbatch(self, words, command):

@@ -123,7 +123,7 @@ def test_pictures_are_made_by_the_script_and_shown():
 # What looks like a path of the project and is none, by reason.
 NO_PATHS = {
     "another place": r"/.*|\w+://.*",
-    "made by runs and scripts": r"(\.venv|data|output|weights)(/.*)?",
+    "made by runs and scripts": r"(\.venv|data|output|weights|features|predictions)(/.*)?",
     "folders within an output folder": r"(ema|raw|tensorboard)/",
     "TensorBoard's tags": r"(train|val|val_ema|test|test_ema|\{[\w,]+\})/[\w{}.]*",
     "the layout of data": r"(videos|video)(_train|_val)?/|(INPUT|groundTruth|splits)/.*",

@@ -1,12 +1,17 @@
 """Draws the pictures of the docs from sample data, so that they can be renewed.
 
 python -m scripts.tools.make_doc_figures [--data data/sample_havid] [--output docs/images]
+
+The timeline wants a trained model too: the quickstart's, or another by `--checkpoint`.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -17,7 +22,8 @@ from dataset.annotations import read_clip_list
 from dataset.class_names import read_class_names
 from dataset.loader import decode_frames
 from models import HANDS
-from scripts.tools import browse_dataset
+from scripts.data import make_sample_havid
+from scripts.tools import browse_dataset, predict
 from utils import Parser, UserError, atomic_open
 
 TILE = (176, 132)  # pixels, width and height of a frame
@@ -25,6 +31,7 @@ CAPTION = 22  # pixels
 FRAMES = 6  # of a recording
 # Lines of the training list with different actions of both hands.
 RECORDINGS = 5
+LONG_RECORDING = "S02A01I01M0"
 
 
 def both_labels(data: Path) -> dict[str, tuple[str, ...]]:
@@ -80,10 +87,23 @@ def contact_sheet(data: Path) -> Image.Image:
     return browse_dataset.make_sheet(args).quantize(256, dither=Image.Dither.NONE)
 
 
-# Every picture of the docs: its name, and what draws it from the sample data.
-FIGURES: dict[str, Callable[[Path], Image.Image]] = {
-    "sample_strip": sample_strip,
-    "browse_dataset": contact_sheet,
+def timeline(checkpoint: Path) -> Image.Image:
+    """The timeline that `predict` draws of a long recording of the sample's tables, 128 colours."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+        raw, output = Path(folder) / "raw", Path(folder) / "predictions"
+        make_sample_havid.main(["--raw", "--output", str(raw), "--recordings", "5", "--workers", "1"])
+        flags = ["--checkpoint", str(checkpoint), "--window", "24", "--output", str(output)]
+        if predict.main([*flags, str(raw / f"{LONG_RECORDING}.mp4")]):
+            raise UserError(f"--checkpoint {checkpoint}: no timeline was drawn: {said.getvalue()}")
+        with Image.open(output / f"{LONG_RECORDING}_timeline.png") as picture:
+            return picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+
+
+# Every picture of the docs: its name, and what draws it.
+FIGURES: dict[str, Callable[[argparse.Namespace], Image.Image]] = {
+    "sample_strip": lambda args: sample_strip(args.data),
+    "browse_dataset": lambda args: contact_sheet(args.data),
+    "timeline": lambda args: timeline(args.checkpoint),
 }
 
 
@@ -93,6 +113,8 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m scripts.tools.make_doc_figures", description=summary)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/sample_havid"), metavar="DIR", help="sample data")
+    add("--checkpoint", type=Path, default=Path("output/quickstart/checkpoint-last.pth"), metavar="FILE",
+        help="what the timeline is predicted with")  # fmt: skip
     add("--output", type=Path, default=Path("docs/images"), metavar="DIR", help="folder of the pictures")
     return parser
 
@@ -103,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         for name, draw in FIGURES.items():
             with atomic_open(args.output / f"{name}.png") as file:
-                draw(args.data).save(file, format="PNG", optimize=True)
+                draw(args).save(file, format="PNG", optimize=True)
     except (UserError, OSError) as error:
         sys.stderr.write(f"make_doc_figures: {error}\n")
         return 1
