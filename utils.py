@@ -291,26 +291,26 @@ class LiveLine:
 
     Args:
         phase: what is going on.
-        total: its steps or clips; 0: not told.
+        total: its steps or clips.
         done: those made before.
         clips: clips of each of them, on all ranks.
     """
 
-    def __init__(self, phase: str, total: int = 0, done: int = 0, clips: int = 1):
+    def __init__(self, phase: str, total: int, done: int = 0, clips: int = 1):
         self._terminal, self._clips, self._drawn = terminal(), clips, -math.inf
-        count = f" {{task.completed:{len(str(total))}}}/{total}" if total else ""
+        self._phase, self._total = phase, total
         screen = self._terminal and self._terminal.console
-        has_room = total and screen and screen.width >= 100
+        self._has_bar = screen is not None and screen.width >= 100
         self._progress = Progress(
-            *[BarColumn(bar_width=20)] * bool(has_room),
-            TextColumn(f"{{task.description}}{count}  {{task.fields[words]}}", markup=False),
+            *[BarColumn(bar_width=20)] * self._has_bar,
+            TextColumn("{task.fields[text]}", markup=False),
             console=screen,
             auto_refresh=False,
             transient=True,
             redirect_stderr=False,
             disable=self._terminal is None or not self._terminal.has_live_lines,
         )
-        self._id = self._progress.add_task(visible(phase), total=total or None, completed=done, words="")
+        self._id = self._progress.add_task("", total=total, completed=done, text=phase)
         self._stderr = contextlib.ExitStack()
 
     def __enter__(self) -> LiveLine:
@@ -338,7 +338,11 @@ class LiveLine:
             return
         self._drawn = now
         self._terminal.show_words_of_workers()
-        self._progress.update(self._id, words="  ".join([hand, *self._pace(), *words]), refresh=True)
+        head = f"{self._phase} {done:{len(str(self._total))}}/{self._total}"
+        text = Text("  ".join([head, hand, *self._pace(), *words]))
+        # Room is left for the `^C` of an interrupt: it must not begin another line.
+        text.truncate(self._terminal.console.width - 2 - 21 * self._has_bar, overflow="ellipsis")
+        self._progress.update(self._id, text=text.plain, refresh=True)
 
     def _pace(self) -> list[str]:
         (task,) = self._progress.tasks

@@ -41,7 +41,8 @@ class WeightSource:
     Attributes:
         name: flag and source, as errors begin.
         facts: what the source says of its model, see `models.hf_layout`; empty if it says nothing.
-        fetch: gives the file of weights, and by name those that an index lists.
+        weights: gives the file of weights, or the index of several.
+        fetch: gives a file beside it by name, or None.
     """
 
     name: str
@@ -73,8 +74,8 @@ class WeightSource:
         if not path.name.endswith(INDEX):
             return _read_file(path, self.name)
         parts = _read_json(path, self.name).get("weight_map")
-        names = sorted(set(parts.values())) if isinstance(parts, dict) else []
-        if not names or any(Path(str(name)).name != name for name in names):
+        names = sorted(set(map(str, parts.values()))) if isinstance(parts, dict) else []
+        if not names or any(Path(name).name != name for name in names):
             raise UserError(f"{self.name}: {path.name} lists no files of weights beside it")
         content: dict[str, Any] = {}
         for name in names:
@@ -182,10 +183,16 @@ class _HubFolder:
         subfolder = None if self.path == "." else self.path
         try:
             return Path(
-                huggingface_hub.hf_hub_download(self.repo, name, subfolder=subfolder, revision=self.revision)
+                huggingface_hub.hf_hub_download(
+                    self.repo,
+                    name,
+                    subfolder=subfolder,
+                    revision=self.revision,
+                    local_files_only=bool(self.unknown),  # who did not answer is waited for once
+                )
             )
         except errors.LocalEntryNotFoundError as error:
-            self.unknown = _reason(error.__cause__ or error)
+            self.unknown = self.unknown or _reason(error.__cause__ or error)
         except errors.EntryNotFoundError:
             pass
         except errors.RevisionNotFoundError:

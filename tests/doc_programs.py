@@ -129,18 +129,20 @@ class Checker:
             raise Unusable(f"no parser is known for {program!r}; is it one of {__name__}.OTHERS?")
 
     def _check_python(self, words, command, whole):
-        first, *rest = words or [""]
-        if first == "-c":
-            compile(rest[0], "-c", "exec")
-        elif first == "-m" and rest[0] == "torch.distributed.run":
-            self._check_torchrun(rest[1:], command, whole)
-        elif first == "-m" and rest[0] not in OTHER_MODULES:
-            # A tool that is only named needs no flags.
-            parse(parser_of(rest[0]), rest[1:], whole or len(rest) > 1)
-        elif first == TRAINER:
-            self._check_trainer(rest, whole)
-        elif first not in ("-m", "-"):  # `-`: what a script gives to python itself
-            raise Unusable(f"no parser is known for {first!r}")
+        match words:
+            case ["-c", text, *_]:
+                compile(text, "-c", "exec")
+            case ["-m", "torch.distributed.run", *rest]:
+                self._check_torchrun(rest, command, whole)
+            case ["-m", module, *rest] if module not in OTHER_MODULES:
+                # A tool that is only named needs no flags.
+                parse(parser_of(module), rest, whole or bool(rest))
+            case [script, *rest] if script == TRAINER:
+                self._check_trainer(rest, whole)
+            case ["-m", _, *_] | ["-", *_]:  # `-`: what a script gives to python itself
+                pass
+            case _:
+                raise Unusable(f"no parser is known for {' '.join(words)!r}")
 
     @staticmethod
     def _check_trainer(words, whole):
@@ -154,7 +156,8 @@ class Checker:
     def _check_torchrun(self, words, command, whole):
         args = parse(torchrun_parser(), words, whole)
         if args.training_script:
-            words = ("python", args.training_script, *args.training_script_args)
+            module = ["-m"] * args.module
+            words = ("python", *module, args.training_script, *args.training_script_args)
             self.check_command(Command(words, command.environment), whole)
 
     def _check_sbatch(self, words, command):

@@ -2,6 +2,7 @@
 
 import json
 import time
+from functools import partial
 
 import av
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 import torch
 
 from dataset import loader
-from scripts.tools.benchmark import clips, data, lists, merge, timing, train
-from scripts.tools.benchmark.__main__ import main
+from scripts.tools.benchmark import clips, data, lists, merge, predict, timing, train
+from scripts.tools.benchmark.__main__ import get_parser, main
+from scripts.tools.sliding_windows import covering_windows
 
 ROW = {"median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high", "speed"}
 TINY = clips.Size(64, 48)
@@ -219,6 +221,37 @@ def test_train_reports_clips_a_second(figures_of, workers):
         # Two steps of two clips of two views.
         assert row["clips_per_s"] == pytest.approx(8 / (row["median_ms"] / 1e3))
     assert list(figures["steps"]) == ["from memory", "from mp4"]
+
+
+def test_predict_compares_both_tools_with_the_model(figures_of, capsys):
+    flags = ("--sizes", "64x48", "--input_size", "32", "--num_frames", "4", "--sampling_rate", "2")
+    figures = figures_of("predict", *TINY_MODEL, *flags, "--windows", "3", "--device", "cpu")["64x48"]
+    for tool, summary in figures.items():
+        assert list(summary) == ["model alone", "frames alone", tool]
+        for row in summary.values():
+            assert row.keys() == ROW | {"windows_per_s"}
+            assert row["windows_per_s"] == pytest.approx(3 / (row["median_ms"] / 1e3))
+    assert list(figures) == ["predict", "extract_features"] and "windows a second" in capsys.readouterr().out
+
+
+def test_model_alone_sees_the_windows_of_the_tool(tmp_path):
+    flags = ("predict", *TINY_MODEL, "--input_size", "32", "--num_frames", "4", "--sampling_rate", "2")
+    scorer = predict.make_scorer(get_parser().parse_args([*flags, "--device", "cpu"]))
+    clip = clips.scale_clip(clips.REAL_CLIP, tmp_path / "clip.mp4", TINY, n_frames=15)
+    cut = partial(covering_windows, rule=scorer.rule, stride=2)
+    windows = predict.windows_of(scorer, clip, cut)
+    assert [window.start for window in windows] == [0, 2, 4, 6, 7]
+    held, streamed = scorer.score(windows), scorer.score_video(clip, cut)
+    for a, b in zip(held, streamed, strict=True):
+        assert a.spans == b.spans and np.array_equal(a.features, b.features)
+
+
+def test_clip_that_is_too_short_is_said(capsys):
+    assert (
+        main(["predict", "--clip", str(clips.REAL_CLIP), "--windows", "99", "--sizes", "64x48", *TINY_MODEL])
+        == 1
+    )
+    assert "has 280 frames, fewer than the 1632 needed" in capsys.readouterr().err
 
 
 @pytest.mark.gpu

@@ -128,13 +128,20 @@ def test_picture_shows_shares_of_rows_and_rows_without_clips(classes):
     assert {colour(2, column) for column in range(3)} == {grey}
 
 
+def test_figures_are_in_the_file_at_once(tmp_path):
+    curves = Curves(tmp_path, 0, purge=False)
+    curves.add(3, {"train/lh_loss": 0.5})
+    (event,) = [event for event in read_events(tmp_path.parent, tmp_path.name) if event.summary.value]
+    assert (event.step, event.summary.value[0].simple_value) == (3, 0.5)
+
+
 @pytest.mark.parametrize("classes", [8, 75, 202])
 def test_picture_takes_little_room(tmp_path, classes):
     matrix = np.random.default_rng(0).integers(0, 9, (classes, classes))
     curves = Curves(tmp_path, 0, purge=False)
     curves.add_picture(1, "val/lh_confusion", draw_confusion(matrix))
     (path,) = tmp_path.iterdir()
-    assert path.stat().st_size < 200_000  # though nothing was closed: it is all there, too
+    assert path.stat().st_size < 200_000
     (event,) = [event for event in read_events(tmp_path.parent, tmp_path.name) if event.summary.value]
     stored = Image.open(io.BytesIO(event.summary.value[0].image.encoded_image_string))
     assert np.array_equal(np.asarray(stored), draw_confusion(matrix))

@@ -41,6 +41,7 @@ WRONG = [
     ("python run_alternating_hand_finetuning.py --lh_data_path a", "--rh_data_path is needed"),
     ("torchrun --nproc_per_nodes 8 run_alternating_hand_finetuning.py", "--nproc_per_nodes"),
     ("torchrun --nproc_per_node 8 run_alternating_hand_finetuning.py --epoch 3", "--epoch"),
+    ("torchrun --nproc_per_node 8 -m scripts.tools.extract_features --checkpoint a --strides 3", "--strides"),
     ("mpirun -np 8 python run_alternating_hand_finetuning.py --dist_on_it", "--dist_on_it"),
     ("bash scripts/finetune/no_such.sh", "no_such.sh"),
     ("GPUS=8 bash scripts/finetune/train_havid_alternating.sh --model_emma", "--model_emma"),
@@ -112,7 +113,9 @@ class World:
 
     def provide(self, words):
         """Makes what the words name and no command of the page has made."""
-        for word in words:
+        for before, word in pairwise(("", *words)):
+            if before.startswith("--output"):
+                continue
             if word.startswith("data/havid/"):
                 self._make("data/havid", lambda path: path.symlink_to(self._sample.root))
             elif word == "data/havid_raw":
@@ -160,22 +163,35 @@ def can_run(program, words, skipped):
 
 def run_page(page, world, shell, skipped=()):
     """Runs what can be run of a page's blocks, in their order; returns the programs."""
-    ran = []
+    ran, names = [], {}
     for code in page.codes:
-        if not code.is_command or code.language == "inline":
-            continue
-        for command in shell.commands_of(code.script):
-            program, words = program_of(command)
-            world.provide(words)
-            if can_run(program, words, {*NOT_RUN, *skipped}):
-                exit_code, said = world.run(program, words)
-                assert exit_code == 0, f"{code}: {command} ends with {exit_code}:\n{said}"
-                ran.append(program)
+        if code.language == "python":
+            world.provide(re.findall(r"output/[\w-]+", code.text))
+            with contextlib.chdir(world.folder):
+                exec(compile(code.text, str(code), "exec"), names)
+            ran.append("python")
+        elif code.is_command and code.language != "inline":
+            ran += run_commands(code, world, shell, {*NOT_RUN, *skipped})
+    return ran
+
+
+def run_commands(code, world, shell, skipped):
+    """Runs what can be run of one block; returns the programs."""
+    ran = []
+    for command in shell.commands_of(code.script):
+        program, words = program_of(command)
+        world.provide(words)
+        if can_run(program, words, skipped):
+            exit_code, said = world.run(program, words)
+            assert exit_code == 0, f"{code}: {command} ends with {exit_code}:\n{said}"
+            ran.append(program)
     return ran
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_commands_that_can_run_here_run(path, world, checker):
+def test_what_can_run_here_runs(path, world, checker):
+    if "scripts.tools.export" in path.read_text():
+        pytest.importorskip("onnxruntime", reason="needs requirements-tools.txt")
     run_page(read_page(path), world, checker.shell, SLOW)
 
 
@@ -188,13 +204,3 @@ def test_command_that_fails_is_found(world, checker):
     blocks = "```bash\n{0} output/run\n{0} nowhere\n```".format("python -m scripts.tools.show_metrics")
     with pytest.raises(AssertionError, match=r"page.md:2: .*nowhere ends with 1:\s+show_metrics: nowhere/"):
         run_page(read_page(ROOT / "page.md", blocks), world, checker.shell)
-
-
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.name)
-def test_python_runs(path, world):
-    blocks = [code for code in read_page(path).codes if code.language == "python"]
-    world.provide(re.findall(r"output/[\w-]+", "".join(code.text for code in blocks)))
-    names = {}
-    with contextlib.chdir(world.folder):
-        for code in blocks:
-            exec(compile(code.text, str(code), "exec"), names)

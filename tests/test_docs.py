@@ -106,6 +106,11 @@ def test_every_page_is_linked_from_the_readme():
     assert linked >= {str(path.relative_to(ROOT)) for path in PAGES[1:]}
 
 
+def test_every_tool_is_on_the_page_of_tools():
+    page = (ROOT / "docs" / "tools.md").read_text()
+    assert not [tool for tool in tools() if not re.search(rf"{re.escape(tool)}\b", page)]
+
+
 def test_pictures_are_made_by_the_script_and_shown():
     files = {path.name for path in (ROOT / "docs" / "images").iterdir()}
     assert files == {f"{name}.png" for name in FIGURES}
@@ -118,10 +123,11 @@ def test_pictures_are_made_by_the_script_and_shown():
 # What looks like a path of the project and is none, by reason.
 NO_PATHS = {
     "another place": r"/.*|\w+://.*",
-    "made by runs and scripts": r"(\.venv|data|output|weights)(/.*)?",
-    "folders within an output folder, and TensorBoard's groups": r"(ema|raw|report|tensorboard|train|val|val_ema)/",
+    "made by runs and scripts": r"(\.venv|data|output|weights|features|predictions)(/.*)?",
+    "folders within an output folder": r"(ema|raw|report|tensorboard)/",
+    "TensorBoard's tags": r"(train|val|val_ema|test|test_ema|\{[\w,]+\})/[\w{}.]*",
     "the layout of data": r"(videos|video)(_train|_val)?/|(INPUT|groundTruth|splits)/.*",
-    "another project's": r"OpenGVLab/VideoMAEv2(-\.\.\.)?|docs/MODEL_ZOO\.md",
+    "another project's": r"(OpenGVLab|MCG-NJU)/[\w.-]+|docs/MODEL_ZOO\.md",
     "shares in a sum": r"\d+(\.\d+)?/\d+",
 }
 PATH = re.compile(r"[\w.{}*-]*/[\w./{}*-]*|[\w-]+\.(py|sh|toml)|requirements[\w-]*\.txt")

@@ -125,7 +125,7 @@ def test_checkpoint_is_plain_and_knows_its_epoch(full_run):
     for name, epoch, step in (("0", 0, 4), ("1", 1, 8), ("last", 1, 8), ("step-3", 0, 3), ("step-6", 1, 6)):
         checkpoint = load(full_run / f"checkpoint-{name}.pth")
         assert checkpoint.keys() == {
-            *("model", "model_ema", "optimizer", "scaler", "epoch", "args", "alternating")
+            *("model", "model_ema", "optimizer", "scaler", "epoch", "args", "class_names", "alternating")
         }
         assert (checkpoint["epoch"], checkpoint["alternating"]["step"]) == (epoch, step)
         assert type(checkpoint["args"]) is dict

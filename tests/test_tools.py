@@ -98,7 +98,7 @@ def test_backbone_of_a_missing_checkpoint_is_an_error(tmp_path, capsys):
     assert "none.pth" in capsys.readouterr().err
 
 
-def test_pictures_of_the_docs_show_both_actions(tmp_path):
+def test_pictures_of_the_docs_show_both_actions(tmp_path, full_run):
     for hand, labels in (("lh", (0, 1)), ("rh", (1, 0))):
         folder = tmp_path / f"{hand}_v0"
         write_list(folder / "train_list_video.txt", [(f"{i}.mp4", label) for i, label in enumerate(labels)])
@@ -107,10 +107,11 @@ def test_pictures_of_the_docs_show_both_actions(tmp_path):
         write_video(tmp_path / "lh_v0" / "videos" / f"{number}.mp4", draw_recording(number))
     assert make_doc_figures.both_labels(tmp_path)["0.mp4"] == ("lift box", "place box")
     flags = ["--data", str(tmp_path), "--output", str(tmp_path / "pictures")]
-    flags += ["--only", "sample_strip", "browse_dataset"]
+    flags += ["--run", str(full_run), "--only", "sample_strip", "browse_dataset", "timeline"]
     assert make_doc_figures.main(flags) == 0
     picture = Image.open(tmp_path / "pictures" / "sample_strip.png")
     # The second recording shows no action that the first does not.
     assert picture.size == (6 * 176, 132 + 22)
     sheet = Image.open(tmp_path / "pictures" / "browse_dataset.png")
     assert sheet.mode == "P" and sheet.height > 8 * 96  # two views of two clips of two hands
+    assert Image.open(tmp_path / "pictures" / "timeline.png").width == 1200

@@ -208,7 +208,7 @@ def summary(card: dict[str, Any], output: Path) -> Iterator[str]:
         )
 
 
-def get_parser() -> Parser:
+def make_parser() -> Parser:
     """The command line."""
     parser = Parser(prog="python -m scripts.tools.export", description=__doc__.splitlines()[0])
     add = parser.add_argument
@@ -223,7 +223,7 @@ def get_parser() -> Parser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
-    args = get_parser().parse_args(argv)
+    args = make_parser().parse_args(argv)
     console = Console(highlight=False, soft_wrap=True)
     try:
         if args.onnx:

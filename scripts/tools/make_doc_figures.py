@@ -6,6 +6,7 @@ python -m scripts.tools.make_doc_figures [--data data/sample_havid] [--run outpu
 from __future__ import annotations
 
 import argparse
+import contextlib
 import io
 import sys
 import tempfile
@@ -19,7 +20,8 @@ from dataset.annotations import read_clip_list
 from dataset.class_names import read_class_names
 from dataset.loader import decode_frames
 from models import HANDS
-from scripts.tools import browse_dataset
+from scripts.data import make_sample_havid
+from scripts.tools import browse_dataset, predict
 from scripts.tools.report.browser import open_browser
 from scripts.tools.report.run_data import read_run
 from scripts.tools.report.run_page import write_report
@@ -30,7 +32,12 @@ CAPTION = 22  # pixels
 FRAMES = 6  # of a recording
 # Lines of the training list with different actions of both hands.
 RECORDINGS = 5
+<<<<<<< HEAD
 WINDOW = (1100, 1800)  # pixels, of the browser that draws a report
+=======
+LONG_RECORDING = "S02A01I01M0"
+WINDOW = (1100, 1560)  # pixels, of the browser that draws a report
+>>>>>>> main
 
 
 def both_labels(data: Path) -> dict[str, tuple[str, ...]]:
@@ -86,6 +93,18 @@ def contact_sheet(data: Path) -> Image.Image:
     return browse_dataset.make_sheet(args).quantize(256, dither=Image.Dither.NONE)
 
 
+def timeline(checkpoint: Path) -> Image.Image:
+    """The timeline that `predict` draws of a long recording of the sample's tables, 128 colours."""
+    with tempfile.TemporaryDirectory() as folder, contextlib.redirect_stdout(io.StringIO()) as said:
+        raw, output = Path(folder) / "raw", Path(folder) / "predictions"
+        make_sample_havid.main(["--raw", "--output", str(raw), "--recordings", "5", "--workers", "1"])
+        flags = ["--checkpoint", str(checkpoint), "--window", "24", "--output", str(output)]
+        if predict.main([*flags, str(raw / f"{LONG_RECORDING}.mp4")]):
+            raise UserError(f"{checkpoint}: no timeline was drawn: {said.getvalue()}")
+        with Image.open(output / f"{LONG_RECORDING}_timeline.png") as picture:
+            return picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
+
+
 def report_picture(run: Path) -> Image.Image:
     """Two parts of a run's report beside each other, 256 colours: its start, and its first hand's part."""
     with tempfile.TemporaryDirectory() as folder:
@@ -110,6 +129,7 @@ def report_picture(run: Path) -> Image.Image:
 FIGURES: dict[str, Callable[[argparse.Namespace], Image.Image]] = {
     "sample_strip": lambda args: sample_strip(args.data),
     "browse_dataset": lambda args: contact_sheet(args.data),
+    "timeline": lambda args: timeline(args.run / "checkpoint-last.pth"),
     "report": lambda args: report_picture(args.run),
 }
 

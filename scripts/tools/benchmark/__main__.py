@@ -8,6 +8,7 @@
     python -m scripts.tools.benchmark depth      the tiny model, by its depth
     python -m scripts.tools.benchmark heads      a resting head under two processes
     python -m scripts.tools.benchmark train      training steps from memory and from video files
+    python -m scripts.tools.benchmark predict    predictions and features beside the model alone
     python -m scripts.tools.benchmark merge      the results files of a whole test
 
 What is compared runs in one process, in turns, so that a busy machine slows all of it alike; medians and
@@ -31,6 +32,7 @@ from scripts.tools.benchmark.data import AUGMENT_SIZES, benchmark_augment, bench
 from scripts.tools.benchmark.lists import benchmark_list
 from scripts.tools.benchmark.merge import benchmark_merge
 from scripts.tools.benchmark.model import benchmark_depth, benchmark_heads, benchmark_model
+from scripts.tools.benchmark.predict import benchmark_predict
 from scripts.tools.benchmark.timing import CLOCKS
 from scripts.tools.benchmark.train import benchmark_train
 from utils import UserError, count, natural, write_json
@@ -66,6 +68,9 @@ def _add_model_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
         command.add_argument("--batch_size", type=count, default=1, help="clips")
     depth = add("depth", benchmark_depth, "the tiny model at the quickstart's size, by its depth", 5)
     depth.add_argument("--depths", type=count, nargs="+", default=[3, 6, 12], help="blocks")
+    _add_predict_flags(
+        add("predict", benchmark_predict, "predictions and features beside the model alone", 5)
+    )
     _add_train_flags(add("train", benchmark_train, "training steps from memory and from video files"))
 
 
@@ -83,6 +88,33 @@ def _add_train_flags(train: argparse.ArgumentParser) -> None:
         "--num_workers", type=natural, help="processes that decode; default: 0, on a GPU as many as CPUs"
     )
     train.add_argument("--steps", type=count, default=5, help="optimizer steps a turn")
+
+
+def _add_predict_flags(predict: argparse.ArgumentParser) -> None:
+    _add_clip_flag(predict)
+    predict.add_argument(
+        "--sizes",
+        type=parse_size,
+        nargs="+",
+        default=DEFAULT_SIZES,
+        metavar="WxH",
+        help="it is scaled to that",
+    )
+    predict.add_argument("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    predict.add_argument(
+        "--amp_dtype", choices=("auto", "bf16", "fp16", "fp32"), default="auto", help="as the trainer's flag"
+    )
+    predict.add_argument("--model", default="vit_base_patch16_224_alternating", help="registered model")
+    predict.add_argument("--depth", type=count, help="blocks; default: the model's own")
+    predict.add_argument("--input_size", type=count, help="height and width, pixels; default: 224")
+    predict.add_argument("--num_frames", type=count, help="frames of a view; default: 16")
+    predict.add_argument("--sampling_rate", type=count, help="source frames for each; default: 4")
+    for flag, default, text in (
+        ("--windows", 4, "windows a turn"),
+        ("--batch_size", 8, "most windows a pass"),
+        ("--decode_threads", 1, "threads of the decoder"),
+    ):
+        predict.add_argument(flag, type=count, default=default, help=f"{text}; default: {default}")
 
 
 def _add_clip_flag(command: argparse.ArgumentParser) -> None:

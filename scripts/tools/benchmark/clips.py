@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import itertools
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ import av
 import run_alternating_hand_finetuning as finetuning
 from dataset.datasets import ClipKey, VideoClsDataset
 from models import HANDS
+from utils import UserError
 
 REAL_CLIP = Path(__file__).resolve().parents[3] / "tests" / "clips" / "h264_340x256.mp4"
 FRAMES_A_SECOND = 28
@@ -40,7 +42,9 @@ def parse_size(text: str) -> Size:
     return Size(width, height)
 
 
-def scale_clip(source: Path, target: Path, size: Size, keyframe_step: int | None = 12) -> Path:
+def scale_clip(
+    source: Path, target: Path, size: Size, keyframe_step: int | None = 12, n_frames: int | None = None
+) -> Path:
     """Scales a video and encodes it anew: x264, preset medium, crf 23, 28 frames a second, no B-frames.
 
     Args:
@@ -48,22 +52,29 @@ def scale_clip(source: Path, target: Path, size: Size, keyframe_step: int | None
         target: the file to write.
         size: of its pictures.
         keyframe_step: frames from a keyframe to the next, or None for the encoder's own choice.
+        n_frames: how many of its first frames; None: all.
 
     Returns:
         `target`.
+
+    Raises:
+        UserError: the video has fewer frames.
     """
     options = {"preset": "medium", "crf": "23", "bf": "0", **_KEYFRAMES[keyframe_step]}
     with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
         stream = writer.add_stream("libx264", rate=FRAMES_A_SECOND, options=options)
         stream.width, stream.height, stream.pix_fmt = size.width, size.height, "yuv420p"
         stream.codec_context.thread_count = 1  # the bytes depend on the number of threads
-        for number, frame in enumerate(reader.decode(video=0)):
+        number = -1
+        for number, frame in enumerate(itertools.islice(reader.decode(video=0), n_frames)):
             scaled = frame.reformat(*size, format="yuv420p")
             # What the source was coded as would be forced upon the encoder.
             scaled.pict_type = av.video.frame.PictureType.NONE
             scaled.pts, scaled.time_base = number, Fraction(1, FRAMES_A_SECOND)
             writer.mux(stream.encode(scaled))
         writer.mux(stream.encode(None))
+    if n_frames is not None and number + 1 < n_frames:
+        raise UserError(f"--clip {source}: has {number + 1} frames, fewer than the {n_frames} needed")
     return target
 
 
