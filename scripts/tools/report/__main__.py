@@ -73,7 +73,7 @@ def show_rows(rows: Mapping[str, Sequence[Row]]) -> None:
     for hand, name in HAND_NAMES.items():
         if not rows[hand]:
             continue
-        table = Table(title=f"{name}: multi-view test, differences to the first with 95% intervals")
+        table = Table(title=f"{name}, with differences to the first run (95% intervals)")
         table.add_column("run")
         for title in (*_TITLES, "shared clips"):
             table.add_column(title, justify="right")
@@ -87,7 +87,7 @@ def _cell(value: float, difference: Difference | None) -> str:
     if difference is None:
         return percent(value, 2)
     gained, low, high = (f"{100 * figure:+.1f}" for figure in difference)
-    return f"{percent(value, 2)}\n{gained} \\[{low}, {high}]"
+    return f"{percent(value, 2)}\n{gained}\n\\[{low}, {high}]"
 
 
 if __name__ == "__main__":
