@@ -496,7 +496,7 @@ STATE_KEY = "alternating"
 OF_THE_MACHINE = {
     *("output_dir", "log_dir", "resume", "auto_resume", "device", "num_workers", "pin_mem", "log_interval"),
     *("save_ckpt", "save_ckpt_freq", "save_ckpt_steps", "keep_ckpts", "clip_cache", "decode_timeout"),
-    *("max_bad_clips",),
+    *("max_bad_clips", "report"),
     *("dist_url", "dist_on_itp", "dist_timeout", "world_size", "finetune"),
 }
 _OF_THE_MODEL = (

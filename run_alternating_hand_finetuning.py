@@ -17,6 +17,8 @@ import dataclasses
 import functools
 import logging
 import os
+import subprocess
+import sys
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -87,10 +89,11 @@ NO_EFFECT = {
 DEFAULT_INTERPOLATION = "bicubic"
 # Lies in the output folder of a run that a scheduler stopped and that can go on.
 PREEMPTED = "PREEMPTED"
+_LONGEST_REPORT = 600  # seconds
 # What `--eval --resume FILE` does not take over from the run that wrote the file.
 NOT_INHERITED = {
     *("eval", "validation", "resume", "auto_resume", "output_dir", "log_dir", "finetune"),
-    *("device", "num_workers", "pin_mem", "num_segments", "enable_deepspeed"),
+    *("device", "num_workers", "pin_mem", "num_segments", "enable_deepspeed", "report"),
     *("dist_url", "dist_on_itp", "dist_timeout", "world_size", *NO_EFFECT),
 }
 
@@ -434,11 +437,31 @@ class Evaluator:
         tested = {hand: result[hand] for hand in hands}
         log.info("test, merged over views (%s): %s", weights, describe_metrics(tested))
         log.info("written: %s", self.output_dir / "metrics.json")
+        if self.args.report and self.dist.is_main:
+            make_report(self.output_dir)
         return result
 
     def _look_at(self, group: str, models: Mapping[str, nn.Module]) -> Callable[[str, str, ClipScores], None]:
         first = next(iter(models))
         return lambda name, *given: self.look(group if name == first else f"{group}_{name}", *given)
+
+
+def make_report(output_dir: Path) -> None:
+    """Has a process of its own make the report of a tested run: where that fails, the run has not."""
+    command = [sys.executable, "-m", "scripts.tools.report", str(output_dir.resolve())]
+    try:
+        done = subprocess.run(
+            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=_LONGEST_REPORT,
+            check=False,
+        )  # fmt: skip
+        last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
+        problem = last if done.returncode else None
+    except (OSError, subprocess.SubprocessError) as error:
+        problem = str(error)
+    if problem is None:
+        log.info("written: %s", output_dir / "report.html")
+    else:
+        log.warning("no report: %s; python -m scripts.tools.report %s makes it", problem, output_dir)
 
 
 # -------------------------------------------------------------------------------------- training
@@ -723,6 +746,8 @@ def evaluate(args: argparse.Namespace, model: nn.Module, evaluator: Evaluator) -
         result = evaluator.validate(name_weights(model, ema))
         utils.on_main(lambda: utils.write_json(evaluator.output_dir / "validation.json", result))
     if args.eval:
+        path = evaluator.output_dir / "args.json"  # unless it is the training's own folder
+        utils.on_main(lambda: path.exists() or utils.write_json(path, vars(args)))
         of_file = "best" if is_best_checkpoint(Path(args.resume)) else "last"
         weights = "ema" if args.test_weights == "ema" else of_file
         evaluator.test(name_weights(model, ema, first=weights), weights)
@@ -745,6 +770,8 @@ def run(argv: Sequence[str] | None, dist: Distributed) -> None:
     model = build_model(args, num_classes).to(dist.device)
     runtime = Runtime(dist.device, utils.pick_amp_dtype(args.amp_dtype, dist.device))
     evaluator = Evaluator(args, dist, datasets, runtime, output_dir)
+    mode = "eval" if args.eval else "validation" if args.validation else "train"
+    utils.record_start(output_dir / "environment.json", mode, argv, dist)
     if args.eval or args.validation:
         return evaluate(args, model, evaluator)
     return train(args, dist, model, num_classes, evaluator)

@@ -11,22 +11,25 @@ import contextlib
 import dataclasses
 import datetime
 import hashlib
+import importlib.metadata
 import json
 import logging
 import math
 import os
 import pickle
+import platform
 import random
 import re
 import secrets
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
 import warnings
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, BinaryIO, NoReturn, TextIO
 
@@ -107,6 +110,7 @@ def add_runtime_args(parser: argparse.ArgumentParser) -> None:
     )
     add("--keep_ckpts", type=count, default=2, help="step checkpoints to keep")
     add("--start_epoch", type=natural, default=0, help="first epoch, where no checkpoint says it")
+    add_switch(add, "report", "make report.html after the test")
     add = parser.add_argument_group("runtime").add_argument
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
     add("--seed", type=int, default=0, help="seed of everything random")
@@ -659,6 +663,88 @@ class StopSignals:
             signal.signal(number, previous)
 
 
+# -------------------------------------------------------------------------------- environment
+
+_ROOT = Path(__file__).resolve().parent
+_PACKAGES = ("torch", "torchvision", "timm", "numpy", "decord2", "decord", "av", "opencv-python-headless")
+
+
+def record_start(path: Path, mode: str, words: Sequence[str] | None, place: Distributed) -> None:
+    """Adds to a JSON list by what, where and with which versions a run was started. All ranks call it.
+
+    The host's name is left out: reports are passed around.
+
+    Args:
+        path: the list; one that cannot be read starts anew.
+        mode: what was started, such as `train`.
+        words: the command line's; None: this process's.
+        place: this process.
+    """
+    is_gpu = place.device.type == "cuda"
+    devices = gather_objects(torch.cuda.get_device_name(place.device) if is_gpu else "cpu")
+
+    def write() -> None:
+        try:
+            earlier = list(json.loads(path.read_text("utf-8")))
+        except (OSError, ValueError, TypeError):
+            earlier = []
+        entry = {
+            "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+            "mode": mode,
+            "command": [sys.argv[0], *(sys.argv[1:] if words is None else words)],
+            "commit": _commit_of(_ROOT),
+            "processes": place.world_size,
+            "devices": collections.Counter(devices),
+        }
+        write_json(path, [*earlier, entry | _describe_machine()])
+
+    on_main(write)
+
+
+def _describe_machine() -> dict[str, Any]:
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return {
+        "python": platform.python_version(),
+        "packages": _versions(),
+        "cuda": torch.version.cuda,
+        "platform": platform.platform(),
+        "cpu": _cpu_model(),
+        "cpus": len(os.sched_getaffinity(0)),
+        "memory_gb": round(memory / 2**30, 1),
+    }
+
+
+def _versions() -> dict[str, str]:
+    versions = {}
+    for name in _PACKAGES:
+        with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+            versions[name] = importlib.metadata.version(name)
+    return versions
+
+
+def _commit_of(folder: Path) -> dict[str, Any] | None:
+    """The commit of a git checkout, and whether its files differ from it; None of anything else."""
+    if not (folder / ".git").exists():
+        return None
+
+    def ask(*words: str) -> str:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, timeout=30, check=True).stdout.strip()
+
+    try:
+        return {"id": ask("rev-parse", "HEAD"), "modified": bool(ask("status", "--porcelain", "-uno"))}
+    except (OSError, subprocess.SubprocessError):  # no git, or it does not trust the folder
+        return None
+
+
+def _cpu_model() -> str:
+    try:
+        found = re.search(r"model name\s*: (.+)", Path("/proc/cpuinfo").read_text())
+    except OSError:
+        found = None
+    return found[1] if found else platform.processor() or platform.machine()
+
+
 def pick_amp_dtype(name: str, device: torch.device) -> torch.dtype:
     """The precision of `--amp_dtype` on a device."""
     if name == "auto" and device.type != "cuda":
@@ -766,7 +852,7 @@ def _synced_in_place(path: Path) -> Iterator[BinaryIO]:
 def remove_unfinished(folder: Path) -> None:
     """Removes what writers that were killed left beside the files of a folder."""
     for path in folder.glob(".*.????????"):
-        if re.fullmatch(r"\..+\.(pth|txt|json|csv|log)\.[a-z0-9_]{8}", path.name):
+        if re.fullmatch(r"\..+\.(pth|txt|json|csv|log|html)\.[a-z0-9_]{8}", path.name):
             path.unlink(missing_ok=True)
 
 

@@ -40,13 +40,14 @@ EOF
     --batch_size 16 --alternation_steps 10 --epochs "$EPOCHS" --warmup_epochs 1 \
     --lr 1.6e-2 --min_lr 1e-5 --weight_decay 0.05 --layer_decay 0.75 --drop_path 0 \
     --aa none --crop_scale 0.5 1.0 --reprob 0 --mixup 0 --cutmix 0 \
-    --test_num_segment 2 --num_workers 1 --log_interval 20 \
+    --test_num_segment 2 --num_workers 1 --log_interval 5 \
     --amp_dtype "$AMP_DTYPE" --no_auto_resume --output_dir "$OUTPUT" "$@"
 
 "$PYTHON" -m scripts.tools.show_metrics "$OUTPUT"
 cat <<EOF
 
 Where to look next
+  $OUTPUT/report.html    the run as a page: curves, confusions with frames of clips, calibration; for a browser
   $OUTPUT/metrics.json   what the table shows; predictions_{lh,rh}.csv has every clip
   $OUTPUT/log.txt        one JSON object an epoch
   $PYTHON -m tensorboard.main --logdir $OUTPUT   curves (uv pip install --python $PYTHON tensorboard)

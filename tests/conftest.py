@@ -127,7 +127,7 @@ def tiny_flags(sample):
         *("--data_set", "CUSTOM", "--num_workers", "0", "--device", "cpu"),
         *("--batch_size", "2", "--update_freq", "2", "--num_sample", "2", "--epochs", "2"),
         *("--warmup_epochs", "1", "--alternation_steps", "3", "--lr", "0.05", "--log_interval", "2"),
-        *("--test_num_segment", "2", "--test_num_crop", "3"),
+        *("--test_num_segment", "2", "--test_num_crop", "3", "--no_report"),
     ]
 
 
@@ -386,3 +386,26 @@ def events_of(folder):
             events = [(step, tag) for step, tag in events if step < event.step]
         events += [(event.step, value.tag) for value in event.summary.value]
     return events
+
+
+# --------------------------------------------------------------------------------------- reports
+
+
+@pytest.fixture(scope="session")
+def made_run(tmp_path_factory):
+    """A made-up run's folder: it has everything, names to stumble over, and half of one hand's clips."""
+    import report_runs
+
+    folder = tmp_path_factory.mktemp("made") / "run <i>1"
+    made = report_runs.Made(ranks=2, unreadable=2, names=report_runs.NAMES, data=folder.parent / "data")
+    video = folder.parent / "video.mp4"
+    write_video(video, draw_recording(1))
+    names = report_runs.clip_names(made)
+    for hand in report_runs.HANDS:
+        rows = zip(names, report_runs.labels_of(made, hand), strict=True)
+        write_list(made.data / f"{hand}_v0" / "val_list_video.txt", rows)
+    for name in names[::2]:
+        path = made.data / "lh_v0" / "videos" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.symlink_to(video)
+    return report_runs.write_run(folder, made, rh_data_root="https://user:pass@host/data?X-Signature=1")

@@ -41,7 +41,7 @@ WRONG = [
     ("python run_alternating_hand_finetuning.py --lh_data_path a", "--rh_data_path is needed"),
     ("torchrun --nproc_per_nodes 8 run_alternating_hand_finetuning.py", "--nproc_per_nodes"),
     ("torchrun --nproc_per_node 8 run_alternating_hand_finetuning.py --epoch 3", "--epoch"),
-    ("torchrun -m scripts.tools.extract_features --checkpoint a --strides 3 b", "--strides"),
+    ("torchrun --nproc_per_node 8 -m scripts.tools.extract_features --checkpoint a --strides 3", "--strides"),
     ("mpirun -np 8 python run_alternating_hand_finetuning.py --dist_on_it", "--dist_on_it"),
     ("bash scripts/finetune/no_such.sh", "no_such.sh"),
     ("GPUS=8 bash scripts/finetune/train_havid_alternating.sh --model_emma", "--model_emma"),

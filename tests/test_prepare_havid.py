@@ -550,7 +550,7 @@ def test_raw_sample_is_prepared_trained_on_and_tested(raw_sample, prepare, run_m
             "--output_dir",
             tmp_path / "run",
         ),
-        *("--test_num_segment", "1", "--test_num_crop", "1"),
+        *("--test_num_segment", "1", "--test_num_crop", "1", "--no_report"),
     )
     assert result.code == 0, result.output
     metrics = json.loads((tmp_path / "run" / "metrics.json").read_text())

@@ -39,7 +39,7 @@ def test_run_writes_all_its_files(full_run):
     files = {path.name for path in full_run.iterdir()}
     assert files == {
         *("args.json", "log.txt", "run.log", "tensorboard", "metrics.json", "ema"),
-        *("0_lh.txt", "0_rh.txt", "predictions_lh.csv", "predictions_rh.csv"),
+        *("0_lh.txt", "0_rh.txt", "predictions_lh.csv", "predictions_rh.csv", "environment.json"),
         *("checkpoint-0.pth", "checkpoint-1.pth", "checkpoint-last.pth"),
         *("checkpoint-step-3.pth", "checkpoint-step-6.pth"),
         *("checkpoint-best.pth", "checkpoint-best-lh.pth", "checkpoint-best-rh.pth"),
@@ -125,7 +125,7 @@ def test_checkpoint_is_plain_and_knows_its_epoch(full_run):
     for name, epoch, step in (("0", 0, 4), ("1", 1, 8), ("last", 1, 8), ("step-3", 0, 3), ("step-6", 1, 6)):
         checkpoint = load(full_run / f"checkpoint-{name}.pth")
         assert checkpoint.keys() == {
-            *("model", "model_ema", "optimizer", "scaler", "epoch", "args", "alternating")
+            *("model", "model_ema", "optimizer", "scaler", "epoch", "args", "class_names", "alternating")
         }
         assert (checkpoint["epoch"], checkpoint["alternating"]["step"]) == (epoch, step)
         assert type(checkpoint["args"]) is dict

@@ -20,6 +20,7 @@ TINY = (
     *MODEL_FLAGS,
     *("--data_set", "CUSTOM", "--device", "cpu", "--num_workers", "0", "--batch_size", "2"),
     *("--epochs", "1", "--warmup_epochs", "0", "--test_num_segment", "1", "--test_num_crop", "1"),
+    "--no_report",
 )
 
 

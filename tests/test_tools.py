@@ -107,7 +107,7 @@ def test_pictures_of_the_docs_show_both_actions(tmp_path, full_run):
         write_video(tmp_path / "lh_v0" / "videos" / f"{number}.mp4", draw_recording(number))
     assert make_doc_figures.both_labels(tmp_path)["0.mp4"] == ("lift box", "place box")
     flags = ["--data", str(tmp_path), "--output", str(tmp_path / "pictures")]
-    flags += ["--checkpoint", str(full_run / "checkpoint-last.pth")]
+    flags += ["--run", str(full_run), "--only", "sample_strip", "browse_dataset", "timeline"]
     assert make_doc_figures.main(flags) == 0
     picture = Image.open(tmp_path / "pictures" / "sample_strip.png")
     # The second recording shows no action that the first does not.

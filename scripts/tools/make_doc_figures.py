@@ -1,8 +1,6 @@
-"""Draws the pictures of the docs from sample data, so that they can be renewed.
+"""Draws the pictures of the docs from sample data and the quickstart's run, so that they can be renewed.
 
-python -m scripts.tools.make_doc_figures [--data data/sample_havid] [--output docs/images]
-
-The timeline wants a trained model too: the quickstart's, or another by `--checkpoint`.
+python -m scripts.tools.make_doc_figures [--data data/sample_havid] [--run output/quickstart]
 """
 
 from __future__ import annotations
@@ -24,6 +22,9 @@ from dataset.loader import decode_frames
 from models import HANDS
 from scripts.data import make_sample_havid
 from scripts.tools import browse_dataset, predict
+from scripts.tools.report.browser import open_browser
+from scripts.tools.report.run_data import read_run
+from scripts.tools.report.run_page import write_report
 from utils import Parser, UserError, atomic_open
 
 TILE = (176, 132)  # pixels, width and height of a frame
@@ -32,6 +33,7 @@ FRAMES = 6  # of a recording
 # Lines of the training list with different actions of both hands.
 RECORDINGS = 5
 LONG_RECORDING = "S02A01I01M0"
+WINDOW = (1100, 1560)  # pixels, of the browser that draws a report
 
 
 def both_labels(data: Path) -> dict[str, tuple[str, ...]]:
@@ -94,16 +96,37 @@ def timeline(checkpoint: Path) -> Image.Image:
         make_sample_havid.main(["--raw", "--output", str(raw), "--recordings", "5", "--workers", "1"])
         flags = ["--checkpoint", str(checkpoint), "--window", "24", "--output", str(output)]
         if predict.main([*flags, str(raw / f"{LONG_RECORDING}.mp4")]):
-            raise UserError(f"--checkpoint {checkpoint}: no timeline was drawn: {said.getvalue()}")
+            raise UserError(f"{checkpoint}: no timeline was drawn: {said.getvalue()}")
         with Image.open(output / f"{LONG_RECORDING}_timeline.png") as picture:
             return picture.convert("RGB").quantize(128, dither=Image.Dither.NONE)
 
 
-# Every picture of the docs: its name, and what draws it.
+def report_picture(run: Path) -> Image.Image:
+    """Two parts of a run's report beside each other, 256 colours: its start, and its first hand's part."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "report.html"
+        write_report(read_run(run), file)
+        with open_browser() as browser:
+            page = browser.new_page(viewport=dict(zip(("width", "height"), WINDOW, strict=True)))
+            page.goto(file.as_uri())
+            parts = [page.screenshot()]
+            page.evaluate("document.querySelector('nav').remove()")
+            page.evaluate("document.querySelector('section.lh').scrollIntoView()")
+            page.wait_for_function("[...document.images].filter(i => i.complete).every(i => i.naturalWidth)")
+            parts.append(page.screenshot())
+    both = Image.new("RGB", (2 * WINDOW[0], WINDOW[1]), "white")
+    for place, part in enumerate(parts):
+        both.paste(Image.open(io.BytesIO(part)), (place * WINDOW[0], 0))
+    small = both.resize((both.width * 2 // 3, both.height * 2 // 3), Image.Resampling.LANCZOS)
+    return small.quantize(256, dither=Image.Dither.NONE)
+
+
+# Every picture of the docs: its name, and what draws it by the flags.
 FIGURES: dict[str, Callable[[argparse.Namespace], Image.Image]] = {
     "sample_strip": lambda args: sample_strip(args.data),
     "browse_dataset": lambda args: contact_sheet(args.data),
-    "timeline": lambda args: timeline(args.checkpoint),
+    "timeline": lambda args: timeline(args.run / "checkpoint-last.pth"),
+    "report": lambda args: report_picture(args.run),
 }
 
 
@@ -113,8 +136,9 @@ def make_parser() -> argparse.ArgumentParser:
     parser = Parser(prog="python -m scripts.tools.make_doc_figures", description=summary)
     add = parser.add_argument
     add("--data", type=Path, default=Path("data/sample_havid"), metavar="DIR", help="sample data")
-    add("--checkpoint", type=Path, default=Path("output/quickstart/checkpoint-last.pth"), metavar="FILE",
-        help="what the timeline is predicted with")  # fmt: skip
+    add("--run", type=Path, default=Path("output/quickstart"), metavar="DIR", help="the run of the report, "
+        "which an installed Chromium draws")  # fmt: skip
+    add("--only", nargs="+", choices=FIGURES, default=list(FIGURES), metavar="NAME", help="pictures to draw")
     add("--output", type=Path, default=Path("docs/images"), metavar="DIR", help="folder of the pictures")
     return parser
 
@@ -123,9 +147,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
     try:
-        for name, draw in FIGURES.items():
+        for name in args.only:
+            picture = FIGURES[name](args)
             with atomic_open(args.output / f"{name}.png") as file:
-                draw(args).save(file, format="PNG", optimize=True)
+                picture.save(file, format="PNG", optimize=True)
     except (UserError, OSError) as error:
         sys.stderr.write(f"make_doc_figures: {error}\n")
         return 1
