@@ -33,7 +33,7 @@ FRAMES = 6  # of a recording
 # Lines of the training list with different actions of both hands.
 RECORDINGS = 5
 LONG_RECORDING = "S02A01I01M0"
-WINDOW = (1100, 1560)  # pixels, of the browser that draws a report
+WINDOW = (1100, 1800)  # pixels, of the browser that draws a report
 
 
 def both_labels(data: Path) -> dict[str, tuple[str, ...]]:

@@ -87,7 +87,7 @@ def _cell(value: float, difference: Difference | None) -> str:
     if difference is None:
         return percent(value, 2)
     gained, low, high = (f"{100 * figure:+.1f}" for figure in difference)
-    return f"{percent(value, 2)}  {gained} \\[{low}, {high}]"
+    return f"{percent(value, 2)}\n{gained} \\[{low}, {high}]"
 
 
 if __name__ == "__main__":
