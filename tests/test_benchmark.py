@@ -11,7 +11,7 @@ import torch
 
 from dataset import loader
 from scripts.tools.benchmark import clips, data, lists, merge, predict, timing, train
-from scripts.tools.benchmark.__main__ import get_parser, main
+from scripts.tools.benchmark.__main__ import main, make_parser
 from scripts.tools.sliding_windows import covering_windows
 
 ROW = {"median_ms", "low_ms", "high_ms", "ratio", "ratio_low", "ratio_high", "speed"}
@@ -236,7 +236,7 @@ def test_predict_compares_both_tools_with_the_model(figures_of, capsys):
 
 def test_model_alone_sees_the_windows_of_the_tool(tmp_path):
     flags = ("predict", *TINY_MODEL, "--input_size", "32", "--num_frames", "4", "--sampling_rate", "2")
-    scorer = predict.make_scorer(get_parser().parse_args([*flags, "--device", "cpu"]))
+    scorer = predict.make_scorer(make_parser().parse_args([*flags, "--device", "cpu"]))
     clip = clips.scale_clip(clips.REAL_CLIP, tmp_path / "clip.mp4", TINY, n_frames=15)
     cut = partial(covering_windows, rule=scorer.rule, stride=2)
     windows = predict.windows_of(scorer, clip, cut)

@@ -124,7 +124,7 @@ def test_pictures_are_made_by_the_script_and_shown():
 NO_PATHS = {
     "another place": r"/.*|\w+://.*",
     "made by runs and scripts": r"(\.venv|data|output|weights|features|predictions)(/.*)?",
-    "folders within an output folder": r"(ema|raw|report|tensorboard)/",
+    "folders within an output folder": r"(ema|raw|tensorboard|report)/",
     "TensorBoard's tags": r"(train|val|val_ema|test|test_ema|\{[\w,]+\})/[\w{}.]*",
     "the layout of data": r"(videos|video)(_train|_val)?/|(INPUT|groundTruth|splits)/.*",
     "another project's": r"(OpenGVLab|MCG-NJU)/[\w.-]+|docs/MODEL_ZOO\.md",
