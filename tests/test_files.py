@@ -160,9 +160,9 @@ def test_log_on_a_full_disk_is_an_error_and_the_rows_before_stay(small_disk):
 
 
 def test_run_whose_log_does_not_fit_ends_in_one_line(run_main, tiny_flags, small_disk, tmp_path):
-    # Room for the arguments and for run.log, a page each.
+    # Room for the arguments, environment.json and run.log, a page each.
     flags = (*tiny_flags, "--no_save_ckpt", "--disable_eval_during_finetuning", "--log_interval", 100)
-    disk = small_disk(8192)
+    disk = small_disk(3 * 4096)
     result = run_main(*flags, "--log_dir", tmp_path / "curves", "--output_dir", disk)
     assert result.code == 1
     expected = f"error: {disk / 'log.txt'}: cannot be written: No space left on device"
