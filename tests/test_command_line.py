@@ -63,6 +63,7 @@ OWN = {
     "decode_timeout": 60.0,
     "max_bad_clips": 0.05,
     "compile": False,
+    "report": True,
 }
 
 

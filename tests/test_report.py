@@ -517,7 +517,7 @@ def test_a_run_makes_its_report(run_main, tiny_flags, tmp_path, report_calls):
 
 def test_an_evaluation_makes_its_report_in_its_folder(run_main, full_run, tmp_path, report_calls):
     flags = ("--eval", "--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
-    assert run_main(*flags).code == 0
+    assert run_main(*flags, "--report").code == 0
     assert report_calls[0][0][-1] == str(tmp_path)
     args = json.loads((tmp_path / "args.json").read_text())
     assert args["eval"] and args["depth"] == 2
@@ -575,14 +575,7 @@ def test_starts_are_kept_with_versions_and_commit(full_run, run_main, tmp_path):
     assert entry["python"] == sys.version.split()[0] and entry["cpus"] >= 1
     assert "--model_ema" in entry["command"]
     for times in (1, 2):
-        flags = (
-            "--eval",
-            "--resume",
-            full_run / "checkpoint-last.pth",
-            "--output_dir",
-            tmp_path,
-            "--no_report",
-        )
+        flags = ("--eval", "--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
         assert run_main(*flags).code == 0
         starts = json.loads((tmp_path / "environment.json").read_text())
         assert [start["mode"] for start in starts] == ["eval"] * times

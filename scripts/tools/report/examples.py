@@ -29,7 +29,7 @@ _TYPE = "data:image/jpeg;base64,"
 
 @dataclasses.dataclass(frozen=True)
 class Picture:
-    """Frames of a clip beside each other as a data URI, or why there are none."""
+    """Frames of a clip beside each other as a data URI, or why there are none although they are wanted."""
 
     uri: str = ""
     width: int = 0  # pixels
@@ -41,7 +41,7 @@ class ClipPictures:
 
     Args:
         run: says where the clips were.
-        enabled: False: every picture is a placeholder.
+        enabled: False: there are no pictures, and no clip is opened.
     """
 
     def __init__(self, run: Run, enabled: bool = True):
@@ -51,7 +51,7 @@ class ClipPictures:
     def draw(self, hand: str, name: str) -> Picture:
         """A clip as its list calls it; whatever keeps it from being drawn is the picture's reason."""
         if not self._enabled:
-            return Picture(reason="left out (--no_thumbnails)")
+            return Picture()
         try:
             places, folder = self._list_of(hand)
             place = locate(name, folder)
