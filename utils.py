@@ -12,6 +12,7 @@ import dataclasses
 import datetime
 import hashlib
 import importlib.metadata
+import io
 import json
 import logging
 import math
@@ -182,6 +183,8 @@ PASSING, OF_THIS_RANK = {"passing": True}, {"of_this_rank": True}
 
 def setup_logging(rank: int, output_dir: Path | None = None) -> None:
     """Rank 0 speaks on stdout (and to `run.log`); of the others one hears errors and what only they know."""
+    if isinstance(sys.stdout, io.TextIOWrapper):  # names of clips need not be in the terminal's encoding
+        sys.stdout.reconfigure(errors="backslashreplace")
     prefix = "" if rank == 0 else f"[rank {rank}] "
     screen = Terminal(rank == 0) if _can_redraw() else logging.StreamHandler(sys.stdout)
     handlers: list[logging.Handler] = [screen]
@@ -201,6 +204,7 @@ def setup_logging(rank: int, output_dir: Path | None = None) -> None:
 # ------------------------------------------------------------------------------------ terminal
 
 _REDRAW = 0.1  # least seconds from one drawing of the live line to the next
+_PACE_OVER = 600  # seconds: some steps take half a minute
 _COLOURS = {logging.WARNING: "yellow", logging.ERROR: "red"}
 
 
@@ -308,6 +312,7 @@ class LiveLine:
             auto_refresh=False,
             transient=True,
             redirect_stderr=False,
+            speed_estimate_period=_PACE_OVER,
             disable=self._terminal is None or not self._terminal.has_live_lines,
         )
         self._id = self._progress.add_task("", total=total, completed=done, text=phase)
@@ -341,7 +346,7 @@ class LiveLine:
         head = f"{self._phase} {done:{len(str(self._total))}}/{self._total}"
         text = Text("  ".join([head, hand, *self._pace(), *words]))
         # Room is left for the `^C` of an interrupt: it must not begin another line.
-        text.truncate(self._terminal.console.width - 2 - 21 * self._has_bar, overflow="ellipsis")
+        text.truncate(self._terminal.console.width - 2 - 21 * self._has_bar, overflow="crop")
         self._progress.update(self._id, text=text.plain, refresh=True)
 
     def _pace(self) -> list[str]:

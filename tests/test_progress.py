@@ -2,7 +2,9 @@
 
 import contextlib
 import dataclasses
+import datetime
 import fcntl
+import io
 import logging
 import multiprocessing
 import os
@@ -394,6 +396,38 @@ def test_line_is_drawn_ten_times_a_second_at_most(monkeypatch):
         now[0] = step / 100
         line.show(step, "lh")
     assert 95 <= len(drawn) <= 100
+
+
+def test_slow_steps_have_a_pace_too():
+    now = [0.0]
+    line = utils.LiveLine("phase", 100, clips=4)
+    line._terminal = types.SimpleNamespace(
+        show_words_of_workers=lambda: None, console=types.SimpleNamespace(width=80)
+    )
+    line._progress.get_time = lambda: now[0]
+    for step in range(4):
+        now[0] = 40.0 * step
+        line.show(step, "lh")
+    assert line._pace() == ["0.1 clips/s", f"eta {datetime.timedelta(seconds=97 * 40)}"]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_terminal_need_not_know_every_character(monkeypatch, encoding):
+    written = io.BytesIO()
+    screen = io.TextIOWrapper(written, encoding, line_buffering=True)
+    screen.isatty = lambda: True
+    monkeypatch.setattr(sys, "stdout", screen)
+    monkeypatch.setattr(logging.getLogger(), "handlers", [])
+    for name, value in {"TERM": "xterm", "COLUMNS": "30", "LINES": "20"}.items():
+        monkeypatch.setenv(name, value)
+    for name in ("SLURM_JOB_ID", "NO_COLOR", "TTY_INTERACTIVE"):
+        monkeypatch.delenv(name, raising=False)
+    utils.setup_logging(0)
+    with utils.LiveLine("Epoch: [0]", 10) as line:
+        line.show(1, "lh", "long " * 20)
+        logging.getLogger().info("clip \u0142.mp4")
+    shown = written.getvalue().decode(encoding)
+    assert "Epoch: [0]  1/10  lh  long" in shown and "clip \\u0142.mp4" in shown and "\\u2026" not in shown
 
 
 # ---------------------------------------------------------------------------------- other ranks
