@@ -629,6 +629,7 @@ def final_test_alternating(
     def merge_one(name: str, folder: Path) -> dict[str, Any]:
         metrics = {}
         for hand in hands:
+            _remove_of_earlier_test(folder, hand, len(ranks))
             written = [
                 _write_and_read(folder / f"{rank}_{hand}.txt", scores[hand][name])
                 for rank, scores in enumerate(ranks)
@@ -651,6 +652,14 @@ def final_test_alternating(
         return metrics
 
     return on_main(compute)
+
+
+def _remove_of_earlier_test(folder: Path, hand: str, processes: int) -> None:
+    """Removes what this test does not write over: it may have fewer processes, or no unreadable clips."""
+    for path in folder.glob(f"*_{hand}.txt"):
+        kind = path.name.partition("_")[0]
+        if kind == "unreadable" or (kind.isdecimal() and int(kind) >= processes):
+            path.unlink()
 
 
 def _write_and_read(path: Path, scores: ViewScores) -> ViewScores:

@@ -15,6 +15,7 @@ import contextlib
 import copy
 import dataclasses
 import functools
+import json
 import logging
 import os
 import subprocess
@@ -437,23 +438,34 @@ class Evaluator:
         tested = {hand: result[hand] for hand in hands}
         log.info("test, merged over views (%s): %s", weights, describe_metrics(tested))
         log.info("written: %s", self.output_dir / "metrics.json")
-        if self.args.report and self.dist.is_main:
-            make_report(self.output_dir)
         return result
+
+    def report(self) -> None:
+        """Has rank 0 make the report, while the others wait where all ranks meet next."""
+        if self.args.report and self.dist.is_main:
+            # Half of what the others wait at most: a report must not end a run.
+            make_report(self.output_dir, min(_LONGEST_REPORT, 30 * self.args.dist_timeout))
 
     def _look_at(self, group: str, models: Mapping[str, nn.Module]) -> Callable[[str, str, ClipScores], None]:
         first = next(iter(models))
         return lambda name, *given: self.look(group if name == first else f"{group}_{name}", *given)
 
 
-def make_report(output_dir: Path) -> None:
-    """Has a process of its own make the report of a tested run: where that fails, the run has not."""
-    command = [sys.executable, "-m", "scripts.tools.report", str(output_dir.resolve())]
+def make_report(output_dir: Path, longest: float = _LONGEST_REPORT) -> None:
+    """Has a process of its own make the report of a tested run: where that fails, the run has not.
+
+    Args:
+        output_dir: of the run.
+        longest: seconds after which it is given up.
+    """
+    # It works in this folder, which the run's relative paths are of; -P: nothing is imported from here.
+    command = [sys.executable, "-P", "-m", "scripts.tools.report", str(output_dir.resolve())]
+    paths = filter(None, [str(Path(__file__).parent), os.environ.get("PYTHONPATH")])
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
     try:
         done = subprocess.run(
-            command, cwd=Path(__file__).parent, capture_output=True, text=True, timeout=_LONGEST_REPORT,
-            check=False,
-        )  # fmt: skip
+            command, env=environment, capture_output=True, text=True, timeout=longest, check=False
+        )
         last = (done.stderr.strip().splitlines() or [f"exit code {done.returncode}"])[-1]
         problem = last if done.returncode else None
     except (OSError, subprocess.SubprocessError) as error:
@@ -599,6 +611,7 @@ class Training:
                 f"test/{hand}_{name}" for hand in self.datasets for name in ("top1", "top5", "mean_class_acc")
             ]
             self.curves.add_hparams(self.state.progress.step, flags, ["test/mean_top1", *shown])
+        self.evaluator.report()  # last: it may take long, and the rest is on disk by then
 
     def _weights_to_test(self) -> dict[str, nn.Module]:
         """The sets of weights of the final test, the one that `--test_weights` names first."""
@@ -746,11 +759,20 @@ def evaluate(args: argparse.Namespace, model: nn.Module, evaluator: Evaluator) -
         result = evaluator.validate(name_weights(model, ema))
         utils.on_main(lambda: utils.write_json(evaluator.output_dir / "validation.json", result))
     if args.eval:
-        path = evaluator.output_dir / "args.json"  # unless it is the training's own folder
-        utils.on_main(lambda: path.exists() or utils.write_json(path, vars(args)))
+        path = evaluator.output_dir / "args.json"
+        utils.on_main(lambda: _is_of_training(path) or utils.write_json(path, vars(args)))
         of_file = "best" if is_best_checkpoint(Path(args.resume)) else "last"
         weights = "ema" if args.test_weights == "ema" else of_file
         evaluator.test(name_weights(model, ema, first=weights), weights)
+        evaluator.report()
+
+
+def _is_of_training(path: Path) -> bool:
+    """Whether an `args.json` is there that is not of an evaluation: its run goes on by it."""
+    try:
+        return not json.loads(path.read_text("utf-8")).get("eval")
+    except (OSError, ValueError, AttributeError):
+        return False
 
 
 def run(argv: Sequence[str] | None, dist: Distributed) -> None:
