@@ -130,6 +130,14 @@ def test_runs_without_results_are_compared_by_their_settings(tmp_path):
     assert "None of the runs has results" in page and "--alternation_steps" in page
 
 
+def test_every_run_is_in_the_legend_whatever_its_name(tmp_path):
+    folders = [write_run(tmp_path / name, Made(epochs=2, clips=12)) for name in ("_a", "b\udcff", "c")]
+    assert report.main([*map(str, folders), "--output", str(tmp_path / "page.html")]) == 0
+    page = (tmp_path / "page.html").read_text("utf-8")
+    curves = page.split('id="curves"')[1].split("</section>")[0]
+    assert all(f"{name}</text>" in curves for name in (" _a", "b\\udcff", "c"))
+
+
 def test_names_are_the_ends_that_tell_runs_apart(tmp_path):
     for name in ("x/run", "y/run", "z/other"):
         (tmp_path / name).mkdir(parents=True)

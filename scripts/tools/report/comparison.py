@@ -28,7 +28,7 @@ from scripts.tools.report.page import pictures_of, write_page
 from scripts.tools.report.run_data import HAND_NAMES, Run
 from scripts.tools.report.run_figures import by_epoch, changes_over_rest, loss_spans
 from scripts.tools.report.run_page import describe_commit
-from utils import UserError
+from utils import UserError, visible
 
 _MOST_POINTS = 300  # of a curve
 _STYLES = ("-", (0, (4, 2)), (0, (1, 1.2)))  # when colours run out
@@ -196,7 +196,13 @@ def _overlay(axes: Axes, run: Run, place: int, name: str, column: str, thin_of: 
         few, _ = thinned(spans, _MOST_POINTS)
         axes.plot(few.ends, few.values, color=ink, alpha=0.3, linewidth=0.9)
     x, values = by_epoch(run, column)
-    axes.plot(x, values, color=ink, linestyle=style, marker="." if len(x) < 30 else "", label=name)
+    marker = "." if len(x) < 30 else ""
+    axes.plot(x, values, color=ink, linestyle=style, marker=marker, label=_legend_name(name))
+
+
+def _legend_name(name: str) -> str:
+    # matplotlib leaves out what starts with an underscore, and cannot draw what is not Unicode.
+    return f" {visible(name)}" if name.startswith("_") else visible(name)
 
 
 def _x_name(runs: Sequence[Run]) -> str:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from scripts.tools.report.figures import COLOURS, HALF, colour, png_of
 from scripts.tools.report.statistics import by_support
+from utils import visible
 
 _SIDE = 900  # pixels of a matrix of many classes
 _CELL = (4, 46)  # least and greatest side of a cell
@@ -110,6 +111,7 @@ def _strengths(counts: np.ndarray) -> np.ndarray:
 
 
 def _short(name: str) -> str:
+    name = visible(name)
     return name if len(name) <= _LONGEST else name[: _LONGEST - 1] + "…"
 
 
