@@ -2,10 +2,12 @@
 
 import dataclasses
 import json
+import os
 import re
 import shutil
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -121,6 +123,18 @@ def test_resamples_agree_with_a_loop(scored, n):
         assert drawn[0, i] == pytest.approx(expected)
 
 
+def test_resamples_of_many_clips_take_little_memory():
+    labels = np.arange(100_000) % 75
+    hits = statistics.Hits(labels % 2 == 0, labels % 3 > 0)
+    tracemalloc.start()
+    try:
+        drawn = statistics.resampled_accuracies([hits], labels, 150)
+        assert tracemalloc.get_traced_memory()[1] < 180e6
+    finally:
+        tracemalloc.stop()
+    assert drawn.shape == (1, 150, 3)
+
+
 def test_paired_interval_is_that_of_the_differences(scored):
     _, labels = scored
     rng = np.random.default_rng(0)
@@ -208,6 +222,10 @@ def test_epoch_length_is_read_off_the_validations_or_the_end(tmp_path):
     trained = {tag: curve for tag, curve in run_.curves.items() if tag.startswith("train")}
     assert steps_per_epoch(trained, 2) == 23
     assert steps_per_epoch({}, 2) is None
+    rows = (tmp_path / "run" / "log.txt").read_text().splitlines()
+    (tmp_path / "run" / "log.txt").write_text(rows[0] + "\n")  # stopped within the second epoch
+    stopped = dataclasses.replace(read_run(tmp_path / "run"), curves=trained)
+    assert stopped.epoch_length is None
 
 
 def test_thinning_keeps_the_mean_and_the_ends(tmp_path):
@@ -417,14 +435,31 @@ def test_results_of_another_test_are_noticed(tmp_path):
     assert "Left hand (raw)" in remark and "they are of different tests" in remark
 
 
+def test_results_that_the_last_test_did_not_write_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "run")
+    assert list(read_run(folder).scores) == ["raw", "ema"]
+    metrics = json.loads((folder / "metrics.json").read_text())
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"ema": None}))
+    assert list(read_run(folder).scores) == ["raw"]
+
+
+def test_a_file_that_may_not_be_read_is_one_line(tmp_path, monkeypatch, capsys):
+    folder = write_run(tmp_path / "run")
+    monkeypatch.setattr(Path, "read_text", lambda path, *_, **__: path.open("x"))
+    assert report.main([str(folder)]) == 1
+    error = capsys.readouterr().err
+    assert error.startswith("report: ") and str(folder) in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(
     ("name", "content"),
     [("args.json", "{"), ("metrics.json", "[]"), ("log.txt", "{}\n"), ("0_lh.txt", "x\ny\n"),
-     ("environment.json", "3")],
+     ("environment.json", "3"), ("log.txt", b"\xff\n"), ("metrics.json", '{"lh": {"top1": 3}}'),
+     ("0_rh.txt", "1, 1\nclip.mp4 [1.0, 2.0] 2 0 0\n"), ("1_rh.txt", "1, 1\nclip.mp4 [1.0, 2.0] 0 0 0\n")],
 )  # fmt: skip
 def test_a_damaged_file_is_one_line(tmp_path, capsys, name, content):
     folder = write_run(tmp_path / "run")
-    (folder / name).write_text(content)
+    (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
     assert report.main([str(folder)]) == 1
     error = capsys.readouterr().err
     assert error.startswith("report: ") and str(folder / name) in error and error.count("\n") == 1
@@ -457,6 +492,7 @@ def test_secrets_of_urls_are_not_shown(page):
         ("a?b.mp4", "a?b.mp4"),
         ("s3://b/c.mp4?v=1 x", "s3://b/c.mp4 x"),
         ("a\nb", "a\\nb"),
+        ("https://me:p@ss@host/a b@c", "https://host/a b@c"),
     ],
 )
 def test_values_as_text(value, shown):
@@ -487,6 +523,8 @@ def report_calls(monkeypatch):
         if "scripts.tools.report" not in command:
             return real(command, **options)
         calls.append((command, options))
+        recorded = b"".join(file.read_bytes() for file in Path(command[-1]).rglob("*tfevents*"))
+        options["had_final_metrics"] = b"_hparams_/session_start_info" in recorded
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(subprocess, "run", fake)
@@ -508,8 +546,10 @@ def test_a_run_makes_its_report(run_main, tiny_flags, tmp_path, report_calls):
     result = run_main(*tiny_flags, *QUICK, "--output_dir", tmp_path)
     assert result.code == 0 and f"written: {tmp_path / 'report.html'}" in result.output
     ((command, options),) = report_calls
-    assert command == [sys.executable, "-m", "scripts.tools.report", str(tmp_path)]
-    assert Path(options["cwd"]) == ROOT
+    assert command == [sys.executable, "-P", "-m", "scripts.tools.report", str(tmp_path)]
+    assert options["env"]["PYTHONPATH"].split(os.pathsep)[0] == str(ROOT)
+    assert options["had_final_metrics"]  # whatever becomes of the report
+    assert options["timeout"] == 600
     report_calls.clear()
     assert run_main(*tiny_flags, *QUICK, "--no_report", "--output_dir", tmp_path).code == 0
     assert not report_calls
@@ -517,10 +557,25 @@ def test_a_run_makes_its_report(run_main, tiny_flags, tmp_path, report_calls):
 
 def test_an_evaluation_makes_its_report_in_its_folder(run_main, full_run, tmp_path, report_calls):
     flags = ("--eval", "--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
-    assert run_main(*flags, "--report").code == 0
+    earlier = [tmp_path / "unreadable_lh.txt", tmp_path / "1_rh.txt"]
+    for path in earlier:
+        path.write_text("of an earlier test with more processes\n")
+    for weights in ("last", "ema"):
+        assert run_main(*flags, "--report", "--test_weights", weights, "--dist_timeout", 4).code == 0
+        args = json.loads((tmp_path / "args.json").read_text())
+        assert args["eval"] and args["depth"] == 2 and args["test_weights"] == weights
     assert report_calls[0][0][-1] == str(tmp_path)
-    args = json.loads((tmp_path / "args.json").read_text())
-    assert args["eval"] and args["depth"] == 2
+    assert report_calls[0][1]["timeout"] == 120  # other ranks wait meanwhile
+    assert not any(path.exists() for path in earlier)
+    assert (tmp_path / "0_rh.txt").exists()
+
+
+def test_an_evaluation_leaves_the_training_s_flags(run_main, full_run, tmp_path):
+    settings = (full_run / "args.json").read_bytes()
+    (tmp_path / "args.json").write_bytes(settings)
+    flags = ("--eval", "--resume", full_run / "checkpoint-last.pth", "--output_dir", tmp_path)
+    assert run_main(*flags, "--no_report").code == 0
+    assert (tmp_path / "args.json").read_bytes() == settings
 
 
 FAILURES = {
@@ -563,6 +618,16 @@ def test_real_run_is_reported_by_the_real_process(full_run, tmp_path):
     assert part.count("<img ") == part.count('class="clip"') >= 2 * min(wrong, 1)
     data = json.loads(re.search(r'id="matrix-lh">(.*?)</script>', page)[1])
     assert len(data["names"]) <= CLASSES["lh"]
+
+
+def test_relative_paths_are_of_the_folder_in_which_the_run_was_started(tmp_path, monkeypatch):
+    write_run(tmp_path / "run", log_dir="logs")
+    (tmp_path / "run" / "tensorboard").rename(tmp_path / "logs")
+    (tmp_path / "utils.py").write_text("raise RuntimeError('of somebody else')")
+    monkeypatch.chdir(tmp_path)
+    run.make_report(Path("run"))
+    page = (tmp_path / "run" / "report.html").read_text("utf-8")
+    assert "There are no TensorBoard files" not in page and "Turn by turn" in page
 
 
 # ------------------------------------------------------------------------------------ environment

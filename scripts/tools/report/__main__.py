@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     logging.basicConfig(level=logging.WARNING, format="report: %(message)s")
     try:
         output = make_page([read_run(folder) for folder in args.runs], args.output, not args.no_thumbnails)
-    except UserError as error:
+    except (UserError, OSError) as error:
         sys.stderr.write(f"report: {error}\n")
         return 1
     sys.stdout.write(f"written: {output}\n")

@@ -17,7 +17,7 @@ from utils import atomic_open, visible, write_text
 
 _HERE = Path(__file__).parent / "page"
 # What stands before the host of a URL, and behind its path: places of passwords and signatures.
-_SECRETS = re.compile(r"(://)(?:[^/\s@]+@)?([^\s?]*)(?:\?\S*)?")
+_SECRETS = re.compile(r"(://)(?:[^/\s]+@)?([^\s?]*)(?:\?\S*)?")
 
 
 def write_page(

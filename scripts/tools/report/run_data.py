@@ -24,6 +24,7 @@ HAND_NAMES = {"lh": "Left hand", "rh": "Right hand"}
 _SIGNS = ("args.json", "metrics.json", "log.txt", "run.log", "0_lh.txt", "0_rh.txt")
 _RANK = re.compile(r"(\d+)_\w+\.txt")
 _AGREES = 1e-6  # percent
+_FIGURES = {"top1", "top5", "mean_class_acc", "top1_all", "clips", "unreadable"}  # of a hand, at least
 
 
 @dataclasses.dataclass(frozen=True)
@@ -89,7 +90,8 @@ class Run:
     @functools.cached_property
     def epoch_length(self) -> int | None:
         """Optimizer steps an epoch, if the curves tell."""
-        return steps_per_epoch(self.curves, len(self.epochs))
+        ended = len(self.epochs) == self.args.epochs
+        return steps_per_epoch(self.curves, len(self.epochs) if ended else 0)
 
     def num_classes(self, hand: str) -> int:
         """Classes of a tested hand."""
@@ -115,7 +117,7 @@ def read_run(folder: Path) -> Run:
     remarks: list[str] = []
     told = _read_json(folder / "args.json", {})
     args = argparse.Namespace(**{**vars(get_parser().parse_args([])), **told})
-    metrics = _read_json(folder / "metrics.json", {})
+    metrics = _read_metrics(folder / "metrics.json")
     scores = _read_scores(folder, metrics)
     curves = read_curves(Path(args.log_dir) if args.log_dir else folder / "tensorboard")
     run = Run(
@@ -148,9 +150,19 @@ def _read_json(path: Path, otherwise: Any) -> Any:
     return content
 
 
+def _read_metrics(path: Path) -> dict[str, Any]:
+    metrics = _read_json(path, {})
+    for weights in filter(None, [metrics, metrics.get("ema")]):
+        hands = [weights[hand] for hand in HANDS if hand in weights]
+        if not all(set(figures) >= _FIGURES for figures in hands) or "weights" not in metrics:
+            raise UserError(f"{path}: holds something else than this project writes into it")
+    return metrics
+
+
 def _read_rows(path: Path) -> list[dict[str, Any]]:
     rows = []
-    for number, line in enumerate(path.read_text("utf-8").splitlines() if path.is_file() else [], 1):
+    text = path.read_text("utf-8", errors="replace") if path.is_file() else ""
+    for number, line in enumerate(text.splitlines(), 1):
         try:
             row = json.loads(line)
             rows.append({**row, "epoch": int(row["epoch"])})
@@ -166,6 +178,8 @@ def _read_scores(folder: Path, metrics: Mapping[str, Any]) -> dict[str, dict[str
     tested = "ema" if metrics.get("weights") == "ema" else "raw"
     other = "raw" if tested == "ema" else "ema"
     places = {tested: folder, other: folder / other}
+    if metrics and tested == "raw" and not metrics.get("ema"):
+        del places[other]  # left there by an earlier test
     scores = {weights: _merged_hands(place) for weights, place in places.items()}
     return {weights: hands for weights, hands in scores.items() if hands}
 
@@ -175,10 +189,23 @@ def _merged_hands(folder: Path) -> dict[str, ClipScores]:
     for hand in HANDS:
         paths = [path for path in folder.glob(f"*_{hand}.txt") if _RANK.fullmatch(path.name)]
         paths.sort(key=lambda path: int(_RANK.fullmatch(path.name)[1]))
-        views = ViewScores.concatenate([read_results(path) for path in paths])
+        parts = [read_results(path) for path in paths]
+        classes = max((part.logits.shape[1] for part in parts), default=0)
+        for path, part in zip(paths, parts, strict=True):
+            _check_results(path, part, classes)
+        views = ViewScores.concatenate(parts)
         if views.names:
             merged[hand] = merge_views(views)
     return merged
+
+
+def _check_results(path: Path, views: ViewScores, classes: int) -> None:
+    if not views.names:
+        return
+    if views.logits.shape[1] != classes:
+        raise UserError(f"{path}: has {views.logits.shape[1]} classes, files of other ranks have {classes}")
+    if views.labels.min() < 0 or views.labels.max() >= views.logits.shape[1]:
+        raise UserError(f"{path}: has labels that are none of its {views.logits.shape[1]} classes")
 
 
 def _clips_and_reasons(folder: Path, kind: str) -> dict[str, list[tuple[str, str]]]:

@@ -11,7 +11,7 @@ import numpy as np
 
 BINS = 15  # as in Guo et al.
 RESAMPLES = 10_000
-_AT_ONCE = 500  # resamples in memory
+_AT_ONCE = 5_000_000  # clips of resamples in memory
 SEED = 0
 
 
@@ -184,8 +184,9 @@ def resampled_accuracies(
     sorted_hits = [[hits[order] for hits in run] for run in runs]
     generator = np.random.default_rng(seed)
     parts = []
-    for first in range(0, resamples, _AT_ONCE):
-        weights = _draws(generator, min(_AT_ONCE, resamples - first), len(labels))
+    at_once = max(1, _AT_ONCE // len(labels))
+    for first in range(0, resamples, at_once):
+        weights = _draws(generator, min(at_once, resamples - first), len(labels))
         support = np.add.reduceat(weights, starts, axis=1)
         parts.append([_accuracies(hits, weights, starts, support) for hits in sorted_hits])
     return np.concatenate(parts, axis=1)
