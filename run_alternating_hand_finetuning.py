@@ -605,7 +605,9 @@ class Training:
             flags = {
                 name: value
                 for name, value in vars(self.args).items()
-                if name not in OF_THE_MACHINE | NOT_INHERITED and value is not None
+                if name not in OF_THE_MACHINE | NOT_INHERITED
+                and value is not None
+                and not name.endswith(("_data_path", "_data_root"))  # may be URLs with passwords
             }
             shown = [
                 f"test/{hand}_{name}" for hand in self.datasets for name in ("top1", "top5", "mean_class_acc")

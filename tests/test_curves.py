@@ -74,6 +74,7 @@ def test_hyper_parameters_stand_in_the_format_of_their_plugin_with_final_metrics
     given = content("session_start_info").session_start_info.hparams
     assert given["lr"].number_value == flags["lr"] == 0.05
     assert given["opt"].string_value == "adamw"
+    assert not [name for name in given if "data_path" in name or "data_root" in name]  # what, not where
     assert given["model_ema"].bool_value is True
     assert given["crop_scale"].string_value == "[0.08, 1.0]"
     assert not {"output_dir", "num_workers", "device", "resume", "eval", "dist_url"} & given.keys()
