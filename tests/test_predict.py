@@ -322,10 +322,11 @@ def test_odd_size_grows_by_a_pixel(tmp_path):
     assert read_video(tmp_path / "out.mp4")[0].shape == (5, 50, 66, 3)
 
 
-def test_sound_is_kept(tmp_path):
+@pytest.mark.parametrize("codec", ["aac", "libmp3lame", "ac3"])
+def test_sound_is_kept(tmp_path, codec):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
-        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=48000)
+        video, sound = container.add_stream("libx264", rate=25), container.add_stream(codec, rate=48000)
         video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
         for frame in draw_recording(0, n_frames=25):
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
