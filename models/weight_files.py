@@ -122,6 +122,10 @@ def find_weights(source: str, flag: str = "--finetune") -> WeightSource:
             raise UserError(f"{name}: {CONFIG}: {error}") from None
     elif file.endswith(".safetensors"):
         facts = _own_description(weights(), name)
+    if config is None and file in FOLDER_FILES and folder.unknown and not facts:
+        raise UserError(
+            f"{name}: {folder.lacks(CONFIG)}; to do without it, give a copy of the file on this disk"
+        )
     return WeightSource(name, facts, weights, folder.fetch)
 
 
@@ -192,6 +196,10 @@ class _HubFolder:
                 )
             )
         except errors.LocalEntryNotFoundError as error:
+            inner = name if subfolder is None else f"{subfolder}/{name}"
+            known = huggingface_hub.try_to_load_from_cache(self.repo, inner, revision=self.revision)
+            if known is huggingface_hub._CACHED_NO_EXIST:  # the hub has said once that there is none
+                return None
             self.unknown = self.unknown or _reason(error.__cause__ or error)
         except errors.EntryNotFoundError:
             pass

@@ -453,6 +453,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             status, code = self.server.refusals.get(repo, not_found)
             self.send_response(status)
             self.send_header("X-Error-Code", code)
+            if code == "EntryNotFound":
+                self.send_header("X-Repo-Commit", COMMIT)
             content = b""
         else:
             self.send_response(200)
@@ -609,6 +611,33 @@ def test_offline_without_a_copy_is_one_line(hub, use_hub, run_main, tiny_flags, 
     assert "--finetune hf://org/tiny: HF_HUB_OFFLINE is set, and config.json is not in the cache" in line
     assert line.endswith(str(tmp_path / "cache"))
     assert not [path for _, path in hub.asked if "resolve" in path]
+
+
+def test_weights_whose_config_cannot_be_asked_for_are_refused(hub, use_hub, tmp_path):
+    """Their epsilon would be another, without a sign."""
+    hub.fill("org/tiny", GOLDEN)
+    address = "hf://org/tiny/model.safetensors"
+    huggingface_hub.hf_hub_download("org/tiny", "model.safetensors")
+    use_hub(offline=True)
+    with pytest.raises(UserError, match=rf"^--finetune {address}: .*config\.json is not in the cache"):
+        find_weights(address)
+    use_hub(offline=False)
+    online = find_weights(address)
+    use_hub(offline=True)
+    assert find_weights(address).facts == online.facts != {}
+
+
+@pytest.mark.parametrize("says", ["the file", "the hub"])
+def test_weights_without_a_config_are_found_offline_too(hub, use_hub, tmp_path, says):
+    weights, facts = load_file(GOLDEN / "model.safetensors"), {"norm_eps": 1e-3}
+    (tmp_path / "in").mkdir()
+    description = {"architecture": json.dumps(facts)} if says == "the file" else None
+    save_file(weights, tmp_path / "in" / "model.safetensors", description)
+    hub.fill("org/tiny", tmp_path / "in")
+    address = "hf://org/tiny/model.safetensors"
+    find_weights(address).read()
+    use_hub(offline=True)
+    assert find_weights(address).facts == (facts if description else {})
 
 
 def test_broken_off_download_is_an_error_and_is_made_again(hub, use_hub, monkeypatch):
