@@ -1,5 +1,6 @@
 """Pretrained weights from files, Hugging Face's folders and the hub: what arrives, and what is refused."""
 
+import argparse
 import contextlib
 import hashlib
 import http.server
@@ -363,6 +364,18 @@ def test_given_epsilon_wins_and_a_line_says_so(run_main, tiny_flags, tiny_folder
     line = "LayerNorm epsilon: 1e-05, by --norm_eps; the weights are made for 0.0001"
     assert line in result.output
     assert load(tmp_path / "checkpoint-last.pth")["args"]["norm_eps"] == 1e-5
+
+
+def test_checkpoint_of_a_run_hands_its_epsilon_on(tiny_flags, tiny_weights, full_run, tmp_path):
+    saved = load(full_run / "checkpoint-last.pth")
+    saved["args"]["norm_eps"] = 1e-4
+    torch.save(saved, tmp_path / "first.pth")
+    flags = [*map(str, tiny_flags), "--finetune", str(tmp_path / "first.pth")]
+    assert run.args_of_run(flags, 1).norm_eps == 1e-4
+    assert run.args_of_run([*flags, "--norm_eps", "1e-5"], 1).norm_eps == 1e-5
+    for args in (argparse.Namespace(model="vit_base"), {"lr": 0.1}):  # other trainers'
+        torch.save({"model": tiny_weights, "args": args}, tmp_path / "other.pth")
+        assert find_weights(str(tmp_path / "other.pth")).facts == {}
 
 
 def test_weights_of_another_number_of_heads_are_refused_in_one_line(
