@@ -110,8 +110,8 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     add("--drop_path", type=utils.share, default=0.3, metavar="P", help="stochastic depth of the last block")
     add("--head_drop_rate", type=utils.share, default=0.0, metavar="P", help="dropout before both heads")
     add("--init_scale", type=utils.amount, default=0.001, help="factor on both heads' initial weights")
-    add("--norm_eps", type=utils.amount, default=1e-6, help="LayerNorm epsilon, unless --finetune's config "
-        "says another; ADH-ViT trained with 1e-5")  # fmt: skip
+    add("--norm_eps", type=utils.amount, default=1e-6, help="LayerNorm epsilon, unless what --finetune "
+        "names says another; ADH-ViT trained with 1e-5")  # fmt: skip
     add("--use_cls", action="store_true", help="classify the first token, not the mean over tokens")
     add("--with_checkpoint", action="store_true", help="recompute activations: less memory, slower")
     add("--compile", action="store_true", help="compile the model for training (minutes at the start)")

@@ -604,14 +604,24 @@ PREEMPTED_EXIT_CODE = 75
 _OUT_OF_MEMORY = re.compile(r"can(no|')t allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
 
 
+def lacks_memory(error: Exception) -> bool:
+    """Whether it says that memory ran out, of the machine or a GPU, in whatever library."""
+    return bool(
+        isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _OUT_OF_MEMORY.search(_last(error))
+    )
+
+
+def _last(error: Exception) -> str:
+    """The last line: of an error in a loader's worker, it says what happened there."""
+    return " ".join((str(error).strip().splitlines() or [""])[-1].split())[:200]
+
+
 def explain(error: Exception) -> str | None:
     """One line on a failure whose cause lies outside of the program, or None: what to do about it."""
     text = " ".join(str(error).split())
-    # Of an error in a loader's worker, the last line says what happened there.
-    last = " ".join((str(error).strip().splitlines() or [""])[-1].split())[:200]
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)) or _OUT_OF_MEMORY.search(last):
+    if lacks_memory(error):
         return (
-            f"out of memory: {last}; what lowers it: --batch_size (with --update_freq for the same "
+            f"out of memory: {_last(error)}; what lowers it: --batch_size (with --update_freq for the same "
             "step), --num_sample 1, --with_checkpoint, --amp_dtype bf16, --num_frames, --input_size"
         )
     # The connection to a worker that is gone may break before torch notices the worker's end.

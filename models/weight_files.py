@@ -87,7 +87,7 @@ class WeightSource:
 
 
 def find_weights(source: str, flag: str = "--finetune") -> WeightSource:
-    """Finds pretrained weights and what is said of their model, without reading them.
+    """Finds pretrained weights and what is said of their model, without reading all of them.
 
     Args:
         source: a file (`.safetensors`, or any that torch saved), a folder with `config.json` and
@@ -122,6 +122,12 @@ def find_weights(source: str, flag: str = "--finetune") -> WeightSource:
             raise UserError(f"{name}: {CONFIG}: {error}") from None
     elif file.endswith(".safetensors"):
         facts = _own_description(weights(), name)
+    elif not file.endswith(INDEX):
+        facts = _facts_of_run(weights(), name)
+    if config is None and file in FOLDER_FILES and folder.unknown and not facts:
+        raise UserError(
+            f"{name}: {folder.lacks(CONFIG)}; to do without it, give a copy of the file on this disk"
+        )
     return WeightSource(name, facts, weights, folder.fetch)
 
 
@@ -192,6 +198,10 @@ class _HubFolder:
                 )
             )
         except errors.LocalEntryNotFoundError as error:
+            inner = name if subfolder is None else f"{subfolder}/{name}"
+            known = huggingface_hub.try_to_load_from_cache(self.repo, inner, revision=self.revision)
+            if known is huggingface_hub._CACHED_NO_EXIST:  # the hub has said once that there is none
+                return None
             self.unknown = self.unknown or _reason(error.__cause__ or error)
         except errors.EntryNotFoundError:
             pass
@@ -248,6 +258,13 @@ def _own_description(path: Path, name: str) -> dict[str, Any]:
     except ValueError:
         return {}
     return facts if isinstance(facts, dict) else {}
+
+
+def _facts_of_run(path: Path, name: str) -> dict[str, Any]:
+    """The epsilon of this project's run that wrote a checkpoint, or nothing."""
+    args = read_checkpoint(path, name.removesuffix(f" {path}"), lazy=True).get("args")
+    norm_eps = args.get("norm_eps") if isinstance(args, Mapping) else None
+    return {"norm_eps": norm_eps} if isinstance(norm_eps, float) else {}
 
 
 def _read_json(path: Path, name: str) -> dict[str, Any]:

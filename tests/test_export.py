@@ -2,8 +2,11 @@
 
 import hashlib
 import importlib.util
+import io
 import json
+import os
 import shutil
+import sys
 
 import numpy as np
 import onnx
@@ -263,6 +266,17 @@ def test_what_cannot_be_exported_is_one_line(checkpoint, tmp_path, capsys):
     (tmp_path / "file").touch()
     assert run_export(checkpoint, tmp_path / "file", "--no_onnx") == 1
     assert f"--output {tmp_path / 'file'}: cannot be made" in only_line(capsys)
+
+
+def test_names_of_folders_may_hold_anything(checkpoint, tmp_path, monkeypatch, capsys):
+    stdout = io.TextIOWrapper(io.BytesIO(), encoding="utf-8")  # strict, as a terminal is
+    monkeypatch.setattr(sys, "stdout", stdout)
+    folder = tmp_path / os.fsdecode(b"a\xff\x1b[31m")
+    assert run_export(checkpoint, folder, "--no_onnx") == 0 and card_of(folder)
+    stdout.seek(0)
+    assert r"a\udcff\x1b[31m" in stdout.read()
+    assert run_export(folder / "none.pth", tmp_path / "out") == 1
+    assert "\x1b" not in only_line(capsys)
 
 
 def test_summary_names_files_and_check(checkpoint, exported, capsys):

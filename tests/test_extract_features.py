@@ -173,6 +173,7 @@ def test_what_is_there_is_kept_and_what_is_damaged_is_made_again(call, videos):
     stamps = {name: (folder / name).stat().st_mtime_ns for name in before}
     (folder / "lh" / "a.npy").write_bytes(before["lh/a.npy"][:500])
     (folder / "rh" / "b.npy").unlink()
+    (folder / "lh" / "b.npy").write_bytes(b"")
     code, _, said = call(videos)
     assert code == 0 and "2 videos done, 1 there already" in said.out
     assert {name: (folder / name).read_bytes() for name in files_in(folder)} == before

@@ -154,6 +154,10 @@ def test_weights_and_hands_are_those_of_the_checkpoint(
     code, folder, _ = call(video, "--annotate", checkpoint=tmp_path / "one" / "checkpoint-last.pth")
     report = json.loads((folder / "long.json").read_text())
     assert code == 0 and list(report["segments"]) == ["lh"] and "rh" not in report["windows"][0]
+    mapping = ("--rh_mapping", tmp_path / "names.txt")
+    (tmp_path / "names.txt").write_text("0 null\n")
+    code, _, said = call(video, *mapping, checkpoint=tmp_path / "one" / "checkpoint-last.pth")
+    assert code == 1 and said.err.startswith("predict: --rh_mapping: the model has no head for it")
 
 
 # ------------------------------------------------------------------------------------ readings
@@ -240,12 +244,30 @@ def test_videos_of_the_same_name_keep_their_files_apart(call, video, tmp_path, m
         (("--window", 9, "--sampling_rate", 3), "--window and --sampling_rate"),
         (("--lh_mapping", "none.txt"), "--lh_mapping none.txt"),
         (("--device", "cuda:99"), "--device cuda:99"),
+        (("--batch_size", 10**12), "--batch_size 1000000000000: out of memory"),
     ],
 )
 def test_unusable_flags_are_said_in_one_line(call, video, flags, problem):
     code, folder, said = call(video, *flags)
     assert code == 1 and said.err.startswith("predict: ") and problem in said.err
-    assert said.err.count("\n") == 1 and not folder.exists()
+    assert said.err.count("\n") == 1 and not (folder.exists() and list(folder.iterdir()))
+
+
+def test_answers_that_are_no_numbers_are_an_error_and_not_written(call, checkpoint, video, tmp_path):
+    content = load(checkpoint)
+    content["model"]["rh_head.bias"][1] = torch.inf
+    torch.save(content, tmp_path / "broken.pth")
+    code, folder, said = call(video, "--batch_size", 2, checkpoint=tmp_path / "broken.pth")
+    assert code == 1 and not list(folder.iterdir())
+    line = f"predict: {video}: frames 0 to 9: the model answers with what is no number"
+    assert said.err.startswith(line) and "--amp_dtype fp32" in said.err
+
+
+def test_several_processes_are_refused(checkpoint, video, tmp_path, fork_ranks, capfd):
+    words = ["--checkpoint", checkpoint, "--output", tmp_path / "out", "--device", "cpu", video]
+    codes, _ = fork_ranks(lambda rank: predict.main([str(word) for word in words]))
+    assert codes == [1, 1] and capfd.readouterr().err.count("is one process, not 2") == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_model_of_whole_clips_asks_for_a_window(call, checkpoint, video, tmp_path):
@@ -311,6 +333,14 @@ def test_annotated_copy_has_the_frames_and_size_of_the_video(name, tmp_path):
     assert np.abs(frames[:, upper].astype(int) - wanted[:, upper]).mean() < 8
 
 
+@pytest.mark.parametrize("size", [(2000, 30), (200, 10), (16, 16)])
+def test_narrow_pictures_have_what_fits_of_the_captions(tmp_path, size):
+    write_video(tmp_path / "narrow.mp4", draw_recording(0, *size, 2))
+    captions = (Caption("left", "insert peg", 0.5), Caption("right", "null", 1.0))
+    annotate_video(tmp_path / "narrow.mp4", tmp_path / "out.mp4", lambda frame: captions)
+    assert read_video(tmp_path / "out.mp4")[0].shape == (2, *size, 3)
+
+
 def test_odd_size_grows_by_a_pixel(tmp_path):
     with av.open(str(tmp_path / "odd.avi"), "w") as container:
         stream = container.add_stream("ffv1", rate=25)
@@ -322,10 +352,11 @@ def test_odd_size_grows_by_a_pixel(tmp_path):
     assert read_video(tmp_path / "out.mp4")[0].shape == (5, 50, 66, 3)
 
 
-def test_sound_is_kept(tmp_path):
+@pytest.mark.parametrize("codec", ["aac", "libmp3lame", "ac3"])
+def test_sound_is_kept(tmp_path, codec):
     path = tmp_path / "sound.mp4"
     with av.open(str(path), "w") as container:
-        video, sound = container.add_stream("libx264", rate=25), container.add_stream("aac", rate=48000)
+        video, sound = container.add_stream("libx264", rate=25), container.add_stream(codec, rate=48000)
         video.height, video.width, video.pix_fmt = 48, 64, "yuv420p"
         for frame in draw_recording(0, n_frames=25):
             container.mux(video.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))

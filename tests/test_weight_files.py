@@ -1,5 +1,6 @@
 """Pretrained weights from files, Hugging Face's folders and the hub: what arrives, and what is refused."""
 
+import argparse
 import contextlib
 import hashlib
 import http.server
@@ -365,6 +366,18 @@ def test_given_epsilon_wins_and_a_line_says_so(run_main, tiny_flags, tiny_folder
     assert load(tmp_path / "checkpoint-last.pth")["args"]["norm_eps"] == 1e-5
 
 
+def test_checkpoint_of_a_run_hands_its_epsilon_on(tiny_flags, tiny_weights, full_run, tmp_path):
+    saved = load(full_run / "checkpoint-last.pth")
+    saved["args"]["norm_eps"] = 1e-4
+    torch.save(saved, tmp_path / "first.pth")
+    flags = [*map(str, tiny_flags), "--finetune", str(tmp_path / "first.pth")]
+    assert run.args_of_run(flags, 1).norm_eps == 1e-4
+    assert run.args_of_run([*flags, "--norm_eps", "1e-5"], 1).norm_eps == 1e-5
+    for args in (argparse.Namespace(model="vit_base"), {"lr": 0.1}):  # other trainers'
+        torch.save({"model": tiny_weights, "args": args}, tmp_path / "other.pth")
+        assert find_weights(str(tmp_path / "other.pth")).facts == {}
+
+
 def test_weights_of_another_number_of_heads_are_refused_in_one_line(
     run_main, tiny_flags, tiny_folder, tmp_path
 ):
@@ -453,6 +466,8 @@ class HubHandler(http.server.BaseHTTPRequestHandler):
             status, code = self.server.refusals.get(repo, not_found)
             self.send_response(status)
             self.send_header("X-Error-Code", code)
+            if code == "EntryNotFound":
+                self.send_header("X-Repo-Commit", COMMIT)
             content = b""
         else:
             self.send_response(200)
@@ -609,6 +624,33 @@ def test_offline_without_a_copy_is_one_line(hub, use_hub, run_main, tiny_flags, 
     assert "--finetune hf://org/tiny: HF_HUB_OFFLINE is set, and config.json is not in the cache" in line
     assert line.endswith(str(tmp_path / "cache"))
     assert not [path for _, path in hub.asked if "resolve" in path]
+
+
+def test_weights_whose_config_cannot_be_asked_for_are_refused(hub, use_hub, tmp_path):
+    """Their epsilon would be another, without a sign."""
+    hub.fill("org/tiny", GOLDEN)
+    address = "hf://org/tiny/model.safetensors"
+    huggingface_hub.hf_hub_download("org/tiny", "model.safetensors")
+    use_hub(offline=True)
+    with pytest.raises(UserError, match=rf"^--finetune {address}: .*config\.json is not in the cache"):
+        find_weights(address)
+    use_hub(offline=False)
+    online = find_weights(address)
+    use_hub(offline=True)
+    assert find_weights(address).facts == online.facts != {}
+
+
+@pytest.mark.parametrize("says", ["the file", "the hub"])
+def test_weights_without_a_config_are_found_offline_too(hub, use_hub, tmp_path, says):
+    weights, facts = load_file(GOLDEN / "model.safetensors"), {"norm_eps": 1e-3}
+    (tmp_path / "in").mkdir()
+    description = {"architecture": json.dumps(facts)} if says == "the file" else None
+    save_file(weights, tmp_path / "in" / "model.safetensors", description)
+    hub.fill("org/tiny", tmp_path / "in")
+    address = "hf://org/tiny/model.safetensors"
+    find_weights(address).read()
+    use_hub(offline=True)
+    assert find_weights(address).facts == (facts if description else {})
 
 
 def test_broken_off_download_is_an_error_and_is_made_again(hub, use_hub, monkeypatch):

@@ -23,7 +23,8 @@ from scripts.tools.video_stream import upright
 from utils import naming
 
 _ENCODER = {"preset": "veryfast", "crf": "20"}
-# What can be copied into an mp4 file as it is; other sound is left out.
+# What can be copied into an mp4 file as it is, by the canonical names of codecs (mp3's decoder is called
+# `mp3float`); other sound is left out.
 _SOUND = ("aac", "mp3", "ac3", "eac3", "alac", "opus", "flac")
 _LEAST_LINE = 13  # pixels
 _SHADE, _INK, _FADED, _GAUGE = (
@@ -87,7 +88,9 @@ def _copy(
 ) -> None:
     video = reader.streams.video[0]
     video.thread_type = "AUTO"
-    sound = next((one for one in reader.streams.audio if one.codec_context.name in _SOUND), None)
+    sound = next(
+        (one for one in reader.streams.audio if one.codec_context.codec.canonical_name in _SOUND), None
+    )
     copied = writer.add_stream_from_template(sound) if sound else None
     pictures: _Pictures | None = None
     early = []  # sound before the first picture, whose size the file must know first
@@ -160,7 +163,8 @@ def _bar(captions: Captions, width: int, line: int) -> np.ndarray:
     bar = Image.new("RGBA", (width, height), _SHADE)
     canvas = ImageDraw.Draw(bar)
     for place, caption in enumerate(captions):
-        left, right = round(place * room) + pad, round((place + 1) * room) - pad
+        left = round(place * room) + pad
+        right = max(left, round((place + 1) * room) - pad)
         share, title = f"{caption.probability:.0%}", f"{caption.hand} "
         share_at = right - font.getlength(share)
         name_at, end = left + font.getlength(title), share_at - pad

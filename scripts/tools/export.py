@@ -42,7 +42,7 @@ from scripts.tools.onnx_file import (
     write_onnx,
 )
 from scripts.tools.trained_model import WEIGHTS, TrainedModel, load_trained
-from utils import Parser, UserError, add_switch, make_folder, naming, sync_folder, write_json
+from utils import Parser, UserError, add_switch, make_folder, naming, sync_folder, visible, write_json
 
 WEIGHTS_FILE, ONNX_FILE, CARD_FILE = "model.safetensors", "model.onnx", "model.json"
 HAND_NAMES = {"lh": "left hand", "rh": "right hand"}
@@ -232,10 +232,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         with console.status("writing and checking"):
             card = export(trained, args.checkpoint, args.output, args.half, args.onnx)
     except UserError as error:
-        sys.stderr.write(f"export: {error}\n")
+        sys.stderr.write(f"export: {visible(str(error))}\n")
         return 1
     for line in summary(card, args.output):
-        console.print(line, markup=False)
+        console.print(visible(line), markup=False)
     return 0
 
 

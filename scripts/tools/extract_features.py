@@ -200,7 +200,7 @@ def share_of(videos: Sequence[Path], place: Distributed) -> list[Path]:
     """A rank's videos: dealt from the largest file to the smallest, whatever is done already.
 
     Raises:
-        UserError: two videos' files would be called the same, or a video is not there.
+        UserError: two videos' files would be called the same.
     """
     names: dict[str, Path] = {}
     for video in videos:

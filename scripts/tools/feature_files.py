@@ -72,7 +72,7 @@ def is_whole(path: Path, rows: int, dtype: str) -> bool:
     """Whether a file is there and complete."""
     try:
         array = np.load(path, mmap_mode="r")
-    except (OSError, ValueError):
+    except (OSError, ValueError, EOFError):
         return False
     return array.ndim == 2 and array.shape[0] == rows and array.dtype == dtype
 

@@ -57,8 +57,14 @@ def load_model(args: argparse.Namespace) -> WindowScorer:
     Raises:
         UserError: an unusable checkpoint, or flags that contradict it.
     """
-    scorer = load_scorer(args, utils.init_distributed_mode(args.device).device)
+    place = utils.init_distributed_mode(args.device)
+    if place.world_size > 1:
+        raise UserError(f"is one process, not {place.world_size}: give each that you start videos of its own")
+    scorer = load_scorer(args, place.device)
     given = {hand: getattr(args, f"{hand}_mapping") for hand in HANDS}
+    absent = [hand for hand, path in given.items() if path and hand not in scorer.trained.hands]
+    if absent:
+        raise UserError(f"--{absent[0]}_mapping: the model has no head for it, by --one_stream of its run")
     names = {hand: read_class_names(path, f"--{hand}_mapping") for hand, path in given.items() if path}
     known = {**scorer.trained.class_names, **names}
     return dataclasses.replace(scorer, trained=dataclasses.replace(scorer.trained, class_names=known))

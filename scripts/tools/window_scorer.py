@@ -17,13 +17,14 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dataset.loader import ClipError
 from dataset.video_transforms import ValidationTransform
 from dataset.volume_transforms import ClipsToInput
 from engine_for_alternating_finetuning import Runtime
 from scripts.tools.sliding_windows import Window, WindowRule
 from scripts.tools.trained_model import WEIGHTS, TrainedModel, load_trained
 from scripts.tools.video_stream import stream_views
-from utils import Parser, UserError, count, natural, pick_amp_dtype
+from utils import Parser, UserError, count, lacks_memory, natural, pick_amp_dtype
 
 VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm")
 
@@ -82,13 +83,29 @@ class WindowScorer:
             cut: frames `(S, S, 3)` of the whole video -> windows.
 
         Raises:
-            ClipError: the video cannot be read.
+            ClipError: the video cannot be read, or see `score`.
+            UserError: see `score`.
         """
         with contextlib.closing(stream_views(path, self.transform, self.threads)) as chunks:
             yield from self.score(cut(itertools.chain.from_iterable(chunks)))
 
     def score(self, windows: Iterable[Window]) -> Iterator[WindowScores]:
-        """Scores windows, in any number, in batches."""
+        """Scores windows, in any number, in batches.
+
+        Raises:
+            ClipError: the model answers with what is no number.
+            UserError: memory is too small for the batches.
+        """
+        try:
+            yield from self._score(windows)
+        except Exception as error:
+            if not lacks_memory(error):
+                raise
+            raise UserError(
+                f"--batch_size {self.batch_size}: out of memory: a smaller one needs less"
+            ) from error
+
+    def _score(self, windows: Iterable[Window]) -> Iterator[WindowScores]:
         # The device works on a batch while the next is made; then its memory is needed again.
         buffers = itertools.cycle([self._buffer(), self._buffer()])
         windows = iter(windows)
@@ -121,8 +138,15 @@ class WindowScorer:
 
 def _collect(launched: _Launched) -> WindowScores:
     """Waits for the device."""
+    features = launched.features.cpu().numpy()
     logits = {hand: one.cpu().numpy() for hand, one in launched.logits.items()}
-    return WindowScores(launched.spans, launched.features.cpu().numpy(), logits)
+    if not all(np.isfinite(one).all() for one in (features, *logits.values())):
+        start, stop = launched.spans[0][0], launched.spans[-1][1]
+        raise ClipError(
+            f"frames {start} to {stop - 1}: the model answers with what is no number; unless its weights are "
+            "broken, --amp_dtype fp32 or bf16 helps"
+        )
+    return WindowScores(launched.spans, features, logits)
 
 
 # ------------------------------------------------------------------------------- command lines
