@@ -14,6 +14,7 @@ from pathlib import Path
 
 from rich.console import Console
 from rich.markup import escape
+from rich.status import Status
 from rich.table import Table
 
 from scripts.tools.report.comparison import Row, compare_hand, names_of, write_comparison
@@ -44,7 +45,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = make_parser().parse_args(argv)
     logging.basicConfig(level=logging.WARNING, format="report: %(message)s")
     try:
-        output = make_page([read_run(folder) for folder in args.runs], args.output, not args.no_thumbnails)
+        with _working("reading results"):
+            runs = [read_run(folder) for folder in args.runs]
+        output = make_page(runs, args.output, not args.no_thumbnails)
     except (UserError, OSError) as error:
         sys.stderr.write(f"report: {error}\n")
         return 1
@@ -58,14 +61,21 @@ def make_page(runs: Sequence[Run], output: Path | None, thumbnails: bool) -> Pat
         raise UserError(f"--output {output}: wants the name of an .html file")
     if len(runs) == 1:
         output = output or runs[0].folder / "report.html"
-        write_report(runs[0], output, thumbnails)
+        with _working("drawing"):
+            write_report(runs[0], output, thumbnails)
         return output
     output = output or runs[0].folder.resolve().parent / "comparison.html"
     names = names_of(runs)
     rows = {hand: compare_hand(runs, names, hand) for hand in HAND_NAMES}
     show_rows(rows)
-    write_comparison(runs, names, rows, output)
+    with _working("drawing"):
+        write_comparison(runs, names, rows, output)
     return output
+
+
+def _working(what: str) -> Status:
+    """Says so on a terminal meanwhile; what is printed to stdout inside would go there, too."""
+    return Console(stderr=True).status(what)
 
 
 def show_rows(rows: Mapping[str, Sequence[Row]]) -> None:
