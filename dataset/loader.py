@@ -1,9 +1,8 @@
-"""Decoding: the frames that are wanted of a clip, and nothing else.
+"""Reads the wanted frames of a clip, and nothing else.
 
-A clip is a video file or a folder of pictures, one a frame. `decord` is imported from the maintained
-`decord2` package: the same API and frames, AV1 too. PyAV takes over where decord fails: decord 3.4
-misreads, for one, pictures that are 48, 96 or 144 pixels wide. Of 8-bit video of even size both give
-the same bytes; 10-bit video and odd sizes are rounded differently.
+A clip is a video file or a folder of images, one per frame. `dataset.video` decodes videos. decord, from
+the maintained `decord2` package, does so only where a user asks for it: it numbers the frames of many kinds
+of files wrongly.
 
 Shapes: M distinct frames, H W pixels.
 """
@@ -12,25 +11,18 @@ from __future__ import annotations
 
 import dataclasses
 import io
-import itertools
 import re
-from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-import av
 import cv2
 import decord
 import numpy as np
 
-from dataset import storage
+from dataset import storage, video
+from dataset.video import ClipError, IndexRule
 
-IndexRule = Callable[[int], np.ndarray]
 VIDEO_BACKENDS = ("auto", "decord", "pyav")
-
-
-class ClipError(Exception):
-    """A clip that cannot be opened or decoded; the message is one line without its path."""
 
 
 class DecodedClip(NamedTuple):
@@ -39,12 +31,14 @@ class DecodedClip(NamedTuple):
     Attributes:
         frames: uint8 `(M, H, W, 3)`, RGB, the distinct wanted frames in order of time.
         indices: the array that the rule returned, with frame numbers replaced by positions in `frames`.
-        note: what a user should hear once, or nothing.
+        note: a message for the user, said once per kind of file, or nothing.
+        truncation: how much of a video's stated duration is missing, in words, or nothing.
     """
 
     frames: np.ndarray
     indices: np.ndarray
     note: str = ""
+    truncation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,7 +46,7 @@ class ClipReader:
     """How clips are opened.
 
     Attributes:
-        backend: `decord`, `pyav`, or `auto`: decord, and PyAV for files that decord cannot read.
+        backend: `pyav`, or `auto`, which means the same; or `decord`, for files that it reads right.
         fname_tmpl: names of the pictures in a folder of frames, a format string such as `img_{:05}.jpg`.
         start_idx: the number of a folder's first picture.
         cache_dir: local folder that clips behind URLs are copied into; None: they are read each time.
@@ -103,7 +97,7 @@ class ClipReader:
         return storage.fetch(place) if self.cache_dir is None else storage.fetch_to(place, self.cache_dir)
 
     def _read_folder(self, folder: str, n_frames: int, choose: IndexRule) -> DecodedClip:
-        distinct, positions = _distinct(choose, n_frames)
+        distinct, positions = video.distinct(choose, n_frames)
         names = [self.fname_tmpl.format(self.start_idx + int(i)) for i in distinct]
         pictures = [self._read_picture(folder, name) for name in names]
         for name, picture in zip(names, pictures, strict=True):
@@ -129,71 +123,39 @@ def decode_frames(
     """Decodes chosen frames of a video, each once.
 
     Args:
-        source: a video file's path, or what it contains.
+        source: a video file's path, or its content.
         choose: gets the number of frames of the video and returns integer indices, in any order,
-            shape and with repetitions.
+            shape and with repetitions. It must be a function of that number: it may be called twice.
         backend: one of `VIDEO_BACKENDS`.
-        kind: what files like this one are called where it is noted that PyAV had to take over.
+        kind: suffix of such files, for the note on files that are slow to read.
 
     Raises:
-        ClipError: no decoder that may be used can read the file.
+        ClipError: the video or a wanted frame cannot be decoded, or decord would misread the video.
     """
+    if backend == "decord":
+        return _decode_with_decord(source, choose)
+    frames, positions, is_sequential, truncation = video.read_chosen(source, choose)
     note = ""
-    if backend != "pyav":
-        try:
-            return _decode_with_decord(source, choose)
-        except Exception as error:  # decord raises its own and ctypes' errors, of several types
-            if backend == "decord":
-                raise ClipError(f"decord cannot read it: {_reason(error)}") from None
-            note = f"decord cannot read some {kind or 'unnamed'} files: PyAV decodes them"
-    try:  # PyAV also says better what is wrong
-        return _decode_with_pyav(source, choose)._replace(note=note)
-    except (OSError, ValueError, IndexError, av.error.FFmpegError) as error:
-        raise ClipError(_reason(error)) from None
+    if is_sequential:
+        note = f"some {kind or 'unnamed'} files store no frame times: they are decoded from their first frame"
+    return DecodedClip(frames, positions, note, truncation)
 
 
 def _decode_with_decord(source: str | bytes, choose: IndexRule) -> DecodedClip:
+    n_frames = video.check_for_decord(source, choose)
+    numbers, positions = video.distinct(choose, n_frames)
     stream = source if isinstance(source, str) else io.BytesIO(source)
-    reader = decord.VideoReader(stream, ctx=decord.cpu(0), num_threads=1)
-    distinct, positions = _distinct(choose, len(reader))
-    return DecodedClip(reader.get_batch(distinct).asnumpy(), positions)
-
-
-def _decode_with_pyav(source: str | bytes, choose: IndexRule) -> DecodedClip:
-    def opened() -> av.container.InputContainer:
-        container = av.open(source if isinstance(source, str) else io.BytesIO(source))
-        container.streams.video[0].codec_context.thread_count = 1
-        return container
-
-    with opened() as container:
-        n_frames = sum(packet.size > 0 for packet in container.demux(video=0))
-    distinct, positions = _distinct(choose, n_frames)
-    chosen = set(distinct.tolist())
-    with opened() as container:
-        pictures = enumerate(itertools.islice(container.decode(video=0), int(distinct[-1]) + 1))
-        frames = [_upright(frame) for i, frame in pictures if i in chosen]
-    if len(frames) != len(distinct):
-        raise ClipError(f"gave {len(frames)} of {len(distinct)} frames")
-    return DecodedClip(np.stack(frames), positions)
-
-
-def _upright(frame: av.VideoFrame) -> np.ndarray:
-    """RGB as it is to be shown; phones store a rotation beside the picture."""
-    return np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))
-
-
-def _distinct(choose: IndexRule, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
-    """The frames that a rule wants, ascending, and its answer as positions in them."""
-    if n_frames == 0:
-        raise ClipError("holds no frames")
-    wanted = choose(n_frames)
-    distinct, positions = np.unique(wanted, return_inverse=True)
-    return distinct, positions.reshape(np.shape(wanted))
+    try:
+        reader = decord.VideoReader(stream, ctx=decord.cpu(0), num_threads=1)
+        frames = reader.get_batch(numbers).asnumpy()
+    except Exception as error:  # decord raises its own and ctypes' errors, of several types
+        raise ClipError(f"decord cannot read it: {_reason(error)}; use --video_backend auto") from None
+    if len(reader) != n_frames or frames.shape[-1] != 3:
+        raise ClipError("decord misreads it: use --video_backend auto")
+    return DecodedClip(frames, positions)
 
 
 def _reason(error: Exception) -> str:
-    if isinstance(error, IndexError):  # PyAV's for `video=0` where there is none
-        return "holds no video"
     text = getattr(error, "strerror", None) or str(error)
     # Of decord's errors the first line says it, behind times and places in its source.
     first = text.strip().split("\n")[0]

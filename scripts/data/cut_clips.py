@@ -8,19 +8,26 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
 
 import av
-import numpy as np
 from av.video.frame import PictureType
 
-_ERRORS = (OSError, ValueError, av.error.FFmpegError)
-_MAX_RATE = 1000  # frames a second; above it a file's header is not believed
+from dataset.video import (
+    ClipError,
+    explain,
+    is_stored_upright,
+    iterate_frames,
+    open_video,
+    read_header,
+    to_rgb,
+)
+
+_ERRORS = (ClipError, OSError, ValueError, av.error.FFmpegError)
 
 
 class Cut(NamedTuple):
@@ -71,12 +78,10 @@ class ClipCutter:
     def __call__(self, job: CutJob) -> CutResult:
         """Makes those clips of a job that are not there yet."""
         try:
-            first = next(_frames(job.recording, 1), None)
-            if first is None:
-                return CutResult(failure="holds no frames")
-            size = self.clip_size(*_shown_size(first))
+            header = read_header(job.recording)
+            size = self.clip_size(header.height, header.width)
             missing = [cut for cut in job.cuts if not is_whole(cut, size)]
-            problems = self._cut(job.recording, missing, size) if missing else {}
+            problems = self._cut(job.recording, missing, size, header.rate) if missing else {}
         except _ERRORS as error:
             return CutResult(failure=explain(error))
         return CutResult(len(missing) - len(problems), len(job.cuts) - len(missing), problems)
@@ -94,14 +99,15 @@ class ClipCutter:
             options |= {"g": str(self.keyframe_interval), "sc_threshold": "0", "bf": "0"}
         return options
 
-    def _cut(self, recording: Path, cuts: Sequence[Cut], size: tuple[int, int]) -> dict[Path, str]:
+    def _cut(
+        self, recording: Path, cuts: Sequence[Cut], size: tuple[int, int], rate: Fraction
+    ) -> dict[Path, str]:
         """Decodes up to the last clip's end; returns why clips could not be made."""
         waiting = sorted(cuts, key=lambda cut: cut.start, reverse=True)
         opened: list[_OpenClip] = []
         number = 0
         try:
-            rate = frame_rate(recording)
-            for frame in _frames(recording, max(cut.stop for cut in cuts)):
+            for frame in itertools.islice(iterate_frames(recording), max(cut.stop for cut in cuts)):
                 begins = waiting and waiting[-1].start == number
                 picture = _scaled(frame, size) if opened or begins else None
                 while waiting and waiting[-1].start == number:
@@ -177,76 +183,28 @@ def remove_parts(folder: Path) -> None:
 # --------------------------------------------------------------------------------------- reading
 
 
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
-    with av.open(str(path)) as container:
-        if not container.streams.video:
-            raise ValueError("holds no video")
-        stream = container.streams.video[0]
-        stream.codec_context.thread_count = 1
-        yield container, stream
-
-
-def _frames(path: Path, count: int) -> Iterator[av.VideoFrame]:
-    """The first `count` frames."""
-    with _opened(path) as (container, stream):
-        yield from itertools.islice(container.decode(stream), count)
-
-
-def count_frames(path: Path) -> int:
-    """Frames of a video file, without decoding any.
-
-    Raises:
-        ValueError: it is no video file, or cannot be read.
-    """
-    try:
-        with _opened(path) as (container, stream):
-            return stream.frames or sum(packet.size > 0 for packet in container.demux(stream))
-    except _ERRORS as error:
-        raise ValueError(explain(error)) from None
-
-
-def frame_rate(path: Path) -> Fraction:
-    """Frames a second as the file has it, or 25 where it has nothing usable."""
-    with _opened(path) as (_, stream):
-        rate = stream.average_rate
-    return rate if rate and 0 < rate <= _MAX_RATE else Fraction(25)
-
-
 def is_whole(cut: Cut, size: tuple[int, int]) -> bool:
     """Whether a clip is there with the right number of frames and size `(H, W)`, by its file's header."""
     try:
-        with _opened(cut.path) as (_, stream):
+        with open_video(cut.path) as (_, stream):
             return (stream.frames, stream.height, stream.width) == (cut.stop - cut.start, *size)
-    except _ERRORS:
+    except ClipError:
         return False
 
 
 def _decoded_shape(path: Path) -> tuple[int, int, int]:
     """(frames, H, W) of a file, all of it decoded."""
     number, frame = 0, None
-    for number, frame in enumerate(_frames(path, sys.maxsize), 1):  # noqa: B007
+    for number, frame in enumerate(iterate_frames(path), 1):  # noqa: B007
         pass
     return (number, frame.height, frame.width) if frame else (0, 0, 0)
 
 
-def _shown_size(frame: av.VideoFrame) -> tuple[int, int]:
-    """(H, W) of a frame as it is to be shown; phones store a rotation beside the picture."""
-    size = frame.height, frame.width
-    return size[::-1] if round(frame.rotation / 90) % 2 else size
-
-
 def _scaled(frame: av.VideoFrame, size: tuple[int, int]) -> av.VideoFrame:
     """An upright frame of size `(H, W)` that can be encoded."""
-    if turns := round(frame.rotation / 90) % 4:
-        upright = np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
-        frame = av.VideoFrame.from_ndarray(upright, format="rgb24")
-    picture = frame.reformat(height=size[0], width=size[1], format="yuv420p", interpolation="AREA")
+    if not is_stored_upright(frame):
+        frame = av.VideoFrame.from_ndarray(to_rgb(frame), format="rgb24")
+    picture = frame.reformat(height=size[0], width=size[1], format="yuv420p", interpolation="AREA", threads=1)
     # Where the recording has a keyframe says nothing about where the clip should have one.
     picture.pict_type = PictureType.NONE
     return picture
-
-
-def explain(error: Exception) -> str:
-    """What went wrong, in one line."""
-    return " ".join((getattr(error, "strerror", None) or str(error) or type(error).__name__).split())

@@ -21,8 +21,9 @@ import numpy as np
 import utils
 from dataset.loader import decode_frames
 from dataset.sampling import train_indices
+from dataset.video import count_frames
 from scripts.data.check_display import show_progress
-from scripts.data.cut_clips import ClipCutter, Cut, CutJob, count_frames
+from scripts.data.cut_clips import ClipCutter, Cut, CutJob
 
 
 def make_parser() -> argparse.ArgumentParser:

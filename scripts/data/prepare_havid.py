@@ -29,9 +29,10 @@ from pathlib import Path
 from typing import TypeVar
 
 import utils
+from dataset.video import ClipError, count_frames
 from scripts.data.check_display import show_progress, visible
 from scripts.data.clip_plan import Clip, Plan, Rules, needed_recordings, plan_hand
-from scripts.data.cut_clips import ClipCutter, Cut, CutJob, CutResult, count_frames, remove_parts
+from scripts.data.cut_clips import ClipCutter, Cut, CutJob, CutResult, remove_parts
 from scripts.data.havid_layout import HANDS, HandLabels, find_hand, find_recordings
 from scripts.data.killable_pool import work_through
 from scripts.data.prepare_report import make_report, print_report, write_lists
@@ -129,7 +130,7 @@ def _length(recording: Path) -> int | str:
     """Frames of a recording, or why it cannot be read."""
     try:
         return count_frames(recording)
-    except ValueError as error:
+    except ClipError as error:
         return str(error)
 
 

@@ -6,6 +6,7 @@ Shapes: H W pixels.
 from __future__ import annotations
 
 import functools
+import heapq
 import os
 from collections.abc import Callable
 from fractions import Fraction
@@ -16,10 +17,8 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.loader import ClipError
-from scripts.data.cut_clips import explain
+from dataset.video import ClipError, VideoHeader, explain, iterate_frames, open_video, read_header, to_rgb
 from scripts.tools.contact_sheet import elide, printable
-from scripts.tools.video_stream import upright
 from utils import naming
 
 _ENCODER = {"preset": "veryfast", "crf": "20"}
@@ -71,8 +70,8 @@ def annotate_video(source: Path, target: Path, captions_at: Callable[[int], Capt
     try:
         with naming(target):
             part.touch()  # an error of the disk, not of the video
-        with av.open(str(source)) as reader, av.open(str(part), "w", format="mp4") as writer:
-            _copy(reader, writer, captions_at)
+        with open_video(source) as (reader, video), av.open(str(part), "w", format="mp4") as writer:
+            _copy(source, reader, video, writer, captions_at)
         with naming(target):
             part.replace(target)
     except (OSError, ValueError, av.error.FFmpegError) as error:
@@ -82,56 +81,52 @@ def annotate_video(source: Path, target: Path, captions_at: Callable[[int], Capt
 
 
 def _copy(
+    source: Path,
     reader: av.container.InputContainer,
+    video: av.VideoStream,
     writer: av.container.OutputContainer,
     captions_at: Callable[[int], Captions],
 ) -> None:
-    video = reader.streams.video[0]
-    video.thread_type = "AUTO"
     sound = next(
         (one for one in reader.streams.audio if one.codec_context.codec.canonical_name in _SOUND), None
     )
     copied = writer.add_stream_from_template(sound) if sound else None
-    pictures: _Pictures | None = None
-    early = []  # sound before the first picture, whose size the file must know first
-    for packet in reader.demux([video, sound] if sound else [video]):
-        if packet.stream is not video:
-            if packet.dts is not None:  # the last one is empty
-                packet.stream = copied
-                early.append(packet)
+    packets = (packet for packet in (reader.demux(sound) if sound else ()) if packet.dts is not None)
+    header = read_header(source)
+    pictures = _Pictures(writer, video.time_base, header)
+    for item in heapq.merge(iterate_frames(source, threads=0), packets, key=_time_of):
+        if isinstance(item, av.VideoFrame):
+            pictures.add(to_rgb(item), item.pts, captions_at)
         else:
-            for frame in packet.decode():
-                picture = upright(frame)
-                if pictures is None:
-                    pictures = _Pictures(writer, video, *picture.shape[:2])
-                pictures.add(picture, frame.pts, captions_at)
-        if pictures is not None:
-            writer.mux(early)
-            early.clear()
-    if pictures is None:
-        raise ValueError("holds no frames")
+            item.stream = copied
+            writer.mux(item)
     pictures.finish()
+
+
+def _time_of(item: av.VideoFrame | av.Packet) -> float:
+    return 0.0 if item.pts is None else float(item.pts * item.time_base)
 
 
 class _Pictures:
     """The pictures of the copy."""
 
-    def __init__(self, writer: av.container.OutputContainer, video: av.VideoStream, height: int, width: int):
-        self._writer, self._time_base = writer, video.time_base
-        rate = video.average_rate or Fraction(25)
-        self._step = max(1, round(1 / (rate * self._time_base)))
+    def __init__(self, writer: av.container.OutputContainer, time_base: Fraction, header: VideoHeader):
+        self._writer, self._time_base = writer, time_base
+        self._step = max(1, round(1 / (header.rate * time_base)))
         self._last: int | None = None
         self._count = 0
+        height, width = header.height, header.width
         self._padding = ((0, height % 2), (0, width % 2), (0, 0))
-        self._stream = writer.add_stream("libx264", rate=rate, options=_ENCODER)
+        self._stream = writer.add_stream("libx264", rate=header.rate, options=_ENCODER)
         self._stream.height, self._stream.width = height + height % 2, width + width % 2
         self._stream.pix_fmt = "yuv420p"
-        self._stream.codec_context.time_base = self._time_base
+        self._stream.codec_context.time_base = time_base
 
     def add(self, picture: np.ndarray, time: int | None, captions_at: Callable[[int], Captions]) -> None:
         """Encodes a picture with its captions; `time` is in the video's own unit."""
         _put_bar(picture, captions_at(self._count))
         frame = av.VideoFrame.from_ndarray(np.pad(picture, self._padding, mode="edge"), format="rgb24")
+        frame = frame.reformat(format="yuv420p", threads=1)
         first = self._last is None
         if time is None or (not first and time <= self._last):
             time = 0 if first else self._last + self._step

@@ -1,4 +1,4 @@
-"""A video from first frame to last: each decoded once, and cut to the model's view ahead of time.
+"""A video from first frame to last: each frame is decoded once, and cut to the model's view ahead of time.
 
 Shapes: K frames of a chunk, H W pixels, S side of a view.
 """
@@ -12,13 +12,11 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple, TypeVar
 
-import av
 import cv2
 import numpy as np
 
-from dataset.loader import ClipError
+from dataset.video import ClipError, count_frames, iterate_frames, read_header, to_rgb
 from dataset.video_transforms import ValidationTransform
-from scripts.data.cut_clips import count_frames, explain, frame_rate
 
 CHUNK = 8  # frames that cross from the decoding thread at once
 CHUNKS_AHEAD = 8
@@ -27,12 +25,12 @@ T = TypeVar("T")
 
 
 class VideoFacts(NamedTuple):
-    """What a file says of its video; only decoding tells how many frames there really are.
+    """Length of a video.
 
     Attributes:
         path: the file.
-        rate: frames a second.
-        frames: as the header counts them.
+        rate: frames per second.
+        frames: number of frames.
     """
 
     path: Path
@@ -41,22 +39,16 @@ class VideoFacts(NamedTuple):
 
 
 def read_facts(path: Path) -> VideoFacts:
-    """The facts of a video file.
+    """Reads the facts of a video file.
 
     Raises:
-        ClipError: it is no video file, or cannot be read.
+        ClipError: the file is no video, or cannot be read.
     """
-    try:
-        return VideoFacts(path, float(frame_rate(path)), count_frames(path))
-    except (OSError, ValueError, av.error.FFmpegError) as error:
-        raise ClipError(explain(error)) from None
+    return VideoFacts(path, float(read_header(path).rate), count_frames(path))
 
 
 def decode_all(path: Path, threads: int = 1) -> Iterator[np.ndarray]:
     """Decodes a video in order.
-
-    By PyAV, which is the faster where every frame is wanted, and holds none back: decord, which training
-    prefers, decodes ahead without bound. Of 8-bit video of even size both give the same bytes.
 
     Args:
         path: the file.
@@ -66,26 +58,9 @@ def decode_all(path: Path, threads: int = 1) -> Iterator[np.ndarray]:
         uint8 `(H, W, 3)`, RGB.
 
     Raises:
-        ClipError: a frame, or the file, cannot be read.
+        ClipError: the file, or the next frame, cannot be decoded.
     """
-    number = 0
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise ValueError("holds no video")
-            stream = container.streams.video[0]
-            stream.codec_context.thread_count = threads
-            stream.thread_type = "AUTO"
-            for number, frame in enumerate(container.decode(stream), 1):  # noqa: B007
-                yield upright(frame)
-    except (OSError, ValueError, av.error.FFmpegError) as error:
-        raise ClipError(f"{f'frame {number}: ' if number else ''}{explain(error)}") from None
-
-
-def upright(frame: av.VideoFrame) -> np.ndarray:
-    """RGB `(H, W, 3)` as it is to be shown; phones store a rotation beside the picture."""
-    turns = round(frame.rotation / 90)
-    return np.ascontiguousarray(np.rot90(frame.to_ndarray(format="rgb24"), turns))
+    return map(to_rgb, iterate_frames(path, threads))
 
 
 def stream_views(path: Path, transform: ValidationTransform, threads: int = 1) -> Iterator[np.ndarray]:
