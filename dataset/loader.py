@@ -32,13 +32,11 @@ class DecodedClip(NamedTuple):
         frames: uint8 `(M, H, W, 3)`, RGB, the distinct wanted frames in order of time.
         indices: the array that the rule returned, with frame numbers replaced by positions in `frames`.
         note: a message for the user, said once per kind of file, or nothing.
-        truncation: how much of a video's stated duration is missing, in words, or nothing.
     """
 
     frames: np.ndarray
     indices: np.ndarray
     note: str = ""
-    truncation: str = ""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +80,15 @@ class ClipReader:
         Raises:
             ClipError: the clip cannot be read.
         """
+        return self.read_and_check(place, n_frames, choose)[0]
+
+    def read_and_check(self, place: str, n_frames: int, choose: IndexRule) -> tuple[DecodedClip, str]:
+        """Reads a clip, and says how much of a video's stated duration is missing, or nothing; see `read`."""
         try:
             if n_frames:
-                return self._read_folder(place, n_frames, choose)
+                return self._read_folder(place, n_frames, choose), ""
             kind = Path(place.partition("?")[0]).suffix
-            return decode_frames(self._fetched(place), choose, self.backend, kind)
+            return _decode(self._fetched(place), choose, self.backend, kind)
         except OSError as error:
             raise ClipError(_reason(error)) from None
 
@@ -132,13 +134,17 @@ def decode_frames(
     Raises:
         ClipError: the video or a wanted frame cannot be decoded, or decord would misread the video.
     """
+    return _decode(source, choose, backend, kind)[0]
+
+
+def _decode(source: str | bytes, choose: IndexRule, backend: str, kind: str) -> tuple[DecodedClip, str]:
     if backend == "decord":
-        return _decode_with_decord(source, choose)
-    frames, positions, is_sequential, truncation = video.read_chosen(source, choose)
+        return _decode_with_decord(source, choose), ""
+    chosen = video.read_chosen(source, choose)
     note = ""
-    if is_sequential:
+    if chosen.is_sequential:
         note = f"some {kind or 'unnamed'} files store no frame times: they are decoded from their first frame"
-    return DecodedClip(frames, positions, note, truncation)
+    return DecodedClip(chosen.frames, chosen.positions, note), chosen.truncation
 
 
 def _decode_with_decord(source: str | bytes, choose: IndexRule) -> DecodedClip:

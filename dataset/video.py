@@ -52,6 +52,7 @@ __all__ = [
     "is_stored_upright",
     "iterate_frames",
     "open_video",
+    "packets_of",
     "read_chosen",
     "read_header",
     "to_rgb",

@@ -68,7 +68,7 @@ def _opened(source: Source, threads: int) -> Iterator[tuple[InputContainer, Vide
         yield container, stream
 
 
-def packets_of(container: InputContainer, stream: VideoStream) -> Iterator[av.Packet]:
+def packets_of(container: InputContainer, stream: av.stream.Stream) -> Iterator[av.Packet]:
     """Reads the packets of a stream. Like ffmpeg, takes an error of the file for its end."""
     while True:
         try:

@@ -12,7 +12,7 @@ import numpy as np
 from av.container import InputContainer
 from av.video.stream import VideoStream
 
-from dataset.video_file import packets_of
+from dataset.video_file import ClipError, packets_of
 
 MOV, MATROSKA, MPEG_TS = "mov,mp4,m4a,3gp,3g2,mj2", "matroska,webm", "mpegts"
 _PROGRESSIVE = (0, 1)  # ffmpeg's field orders: unknown and progressive
@@ -62,7 +62,11 @@ class Scan(NamedTuple):
 
 
 def scan_packets(container: InputContainer, stream: VideoStream) -> Scan:
-    """Reads all packets once and decides whether their times number the frames."""
+    """Reads all packets once and decides whether their times number the frames.
+
+    Raises:
+        ClipError: they are one picture.
+    """
     is_hidden = _HIDDEN.get(stream.codec_context.name)
     rows = [
         (
@@ -76,6 +80,8 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> Scan:
     ]
     if not rows:
         return Scan(None, "")
+    if container.format.name == "gif" and len(rows) == 1:
+        raise ClipError("is a picture, no video")
     columns = _Packets(*zip(*rows, strict=True))
     return Scan(_make_index(columns, container.format.name, stream), _truncation(container, stream, columns))
 
@@ -154,6 +160,8 @@ def _truncation(container: InputContainer, stream: VideoStream, packets: _Packet
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float | None:
+    if container.format.name == "avi" and stream.frames and stream.average_rate:
+        return float(stream.frames / stream.average_rate)  # ffmpeg fits the duration to the file's size
     if stream.duration:
         return float(stream.duration * stream.time_base)
     try:  # Matroska writers note it as a tag of the stream

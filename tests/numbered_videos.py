@@ -113,12 +113,22 @@ def read_numbers(frames):
 
 
 def write_numbered(
-    path, codec="libx264", *, frames=None, size=SIZE, options=None, pix_fmt="yuv420p", times=None, format=None
+    path,
+    codec="libx264",
+    *,
+    frames=None,
+    size=SIZE,
+    options=None,
+    pix_fmt="yuv420p",
+    times=None,
+    format=None,
+    container_options=None,
 ):
     """Encodes numbered frames, or others; `times` are milliseconds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     if frames is None:
         frames = [draw_number(number, *size) for number in range(N_FRAMES)]
-    with av.open(str(path), "w", format=format) as container:
+    with av.open(str(path), "w", format=format, options=container_options or {}) as container:
         stream = container.add_stream(codec, rate=RATE, options=options or {})
         stream.height, stream.width = frames[0].shape[:2]
         stream.pix_fmt = pix_fmt

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import pytest
 from conftest import ROOT, draw_recording, write_list, write_video
+from numbered_videos import draw_number, write_numbered
 
 from dataset import sampling
 from dataset.loader import ClipReader
@@ -177,14 +178,28 @@ def test_unusual_clips_are_fine(check, data, tmp_path):
     assert train["short"] == 1
 
 
-def test_second_decoder_is_noted(check, data, tmp_path):
-    write_video(tmp_path / "lh" / "videos" / "narrow.mp4", draw_recording(1, width=96, n_frames=12))
-    lists = {("lh", "train"): rows_of("narrow.mp4", "ok1.mp4"), ("lh", "val"): rows_of("ok2.mp4", "ok3.mp4")}
+def test_kinds_of_files_that_are_slow_to_read_are_noted(check, data, tmp_path):
+    write_numbered(tmp_path / "lh" / "videos" / "slow.avi", options={"bf": "2"})
+    lists = {("lh", "train"): rows_of("slow.avi", "ok1.mp4"), ("lh", "val"): rows_of("ok2.mp4", "ok3.mp4")}
     code, report, _ = check(*data(lists))
     assert code == 0
     (note,) = texts(report["notes"])
-    assert note.startswith("lh train: decord cannot read some .mp4 files") and note.endswith("(1 clip)")
+    assert note.startswith("lh train: some .avi files store no frame times") and note.endswith("(1 clip)")
     assert check(*data(lists, "--video_backend", "decord"))[0] == 1
+
+
+def test_truncated_files_are_errors(check, data, tmp_path):
+    frames = [draw_number(number) for number in range(150)]
+    whole = write_numbered(tmp_path / "whole.mkv", frames=frames, options={"g": "25"}).read_bytes()
+    (tmp_path / "lh" / "videos").mkdir(parents=True)
+    (tmp_path / "lh" / "videos" / "half.mkv").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "lh" / "videos" / "most.mkv").write_bytes(whole[: len(whole) * 19 // 20])
+    lists = {("lh", "train"): rows_of("half.mkv", "most.mkv"), ("lh", "val"): rows_of("ok2.mp4", "ok3.mp4")}
+    code, report, _ = check(*data(lists))
+    assert code == 1
+    (error,) = report["errors"]
+    assert error["text"] == "lh train: 1 of 2 clips cannot be read"
+    assert "half.mkv" in str(error) and "breaks off: it states 6.0 s of video and holds " in str(error)
 
 
 # ---------------------------------------------------------------------------------------- lists
@@ -429,7 +444,7 @@ def test_frames_are_those_of_training_and_both_evaluations(sparse):
 
 def test_any_exception_of_a_library_is_a_fact_about_the_clip():
     class Broken(ClipReader):
-        def read(self, place, n_frames, choose):
+        def read_and_check(self, place, n_frames, choose):
             raise RuntimeError("out\nof luck")
 
     prober = ClipProber(Broken(), {}, 1, 0)

@@ -12,6 +12,7 @@ import pytest
 from conftest import MODEL_FLAGS, ROOT
 
 from dataset.annotations import read_clip_list
+from dataset.video import count_frames
 from scripts.data import cut_clips, make_sample_havid, measure_keyframes, prepare_havid
 from scripts.data.clip_plan import Clip, Rules, balanced_windows
 from scripts.data.cut_clips import ClipCutter, Cut, CutJob
@@ -516,7 +517,7 @@ def raw_sample(tmp_path_factory):
 def test_raw_sample_has_a_label_for_each_frame_and_is_repeatable(raw_sample, tmp_path, monkeypatch):
     monkeypatch.setattr(make_sample_havid, "_RAW_ACTIONS", 4)
     for path in raw_sample.glob("*.mp4"):
-        frames = cut_clips.count_frames(path)
+        frames = count_frames(path)
         for hand in ("lh", "rh"):
             truth = raw_sample / f"view0_{hand}_pt" / "groundTruth" / f"{path.stem}.txt"
             assert len(truth.read_text().splitlines()) == frames

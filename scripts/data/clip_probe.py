@@ -23,7 +23,7 @@ class ClipFile(NamedTuple):
 
 
 class ClipFacts(NamedTuple):
-    """What decoding found: length in frames and size in pixels, or what is wrong, in one line."""
+    """Length in frames and size in pixels, and what is wrong, in one line."""
 
     n_frames: int = 0
     width: int = 0
@@ -58,13 +58,13 @@ class ClipProber:
             return self.wanted_frames(n_frames, derive_seed(self.seed, clip.place))
 
         try:
-            frames, _, note = self.reader.read(clip.place, clip.n_frames, choose)
+            (frames, _, note), truncation = self.reader.read_and_check(clip.place, clip.n_frames, choose)
         except (ClipError, UserError) as error:
             return ClipFacts(problem=str(error))
         except Exception as error:  # a damaged file may make a library raise anything
             return ClipFacts(problem=" ".join(f"{type(error).__name__}: {error}".split()))
         height, width = frames.shape[1:3]
-        return ClipFacts(length, width, height, note=note)
+        return ClipFacts(length, width, height, truncation, note)
 
     def wanted_frames(self, n_frames: int, seed: int) -> np.ndarray:
         """One drawn training window and all frames of both evaluations, int64 `(n,)`."""

@@ -159,7 +159,9 @@ def encode(path: Path, frames: Iterator[np.ndarray], fps: int, keyframe_step: in
         for number, frame in enumerate(frames):
             if number == 0:
                 stream.height, stream.width = frame.shape[:2]
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24")))
+            picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
+            # One thread: those of a scaler do not survive the fork of a pool's process.
+            container.mux(stream.encode(picture.reformat(format="yuv420p", threads=1)))
         container.mux(stream.encode(None))
 
 

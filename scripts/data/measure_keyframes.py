@@ -15,13 +15,12 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-import decord
 import numpy as np
 
 import utils
 from dataset.loader import decode_frames
 from dataset.sampling import train_indices
-from dataset.video import count_frames
+from dataset.video import ClipError, count_frames
 from scripts.data.check_display import show_progress
 from scripts.data.cut_clips import ClipCutter, Cut, CutJob
 
@@ -59,23 +58,20 @@ def decode_seconds(clip: Path, samples: int) -> float:
     rng = np.random.default_rng(0)
     start = time.process_time()
     for _ in range(samples):
-        decode_frames(
-            str(clip), lambda n: train_indices(n, num_frames=16, sampling_rate=4, rng=rng), "decord"
-        )
+        decode_frames(str(clip), lambda n: train_indices(n, num_frames=16, sampling_rate=4, rng=rng))
     return (time.process_time() - start) / samples
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
-    decord.logging.set_level(decord.logging.ERROR)
     rows = []
     try:
         with show_progress(len(args.intervals), ("measuring", "measured"), "intervals") as show:
             for interval in args.intervals:
                 rows.append(measure(interval, args))
                 show(len(rows), 0)
-    except (utils.UserError, ValueError) as error:
+    except (utils.UserError, ClipError, ValueError) as error:
         sys.stderr.write(f"measure_keyframes: {error}\n")
         return 1
     sys.stdout.write(

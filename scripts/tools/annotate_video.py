@@ -17,7 +17,16 @@ import av
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from dataset.video import ClipError, VideoHeader, explain, iterate_frames, open_video, read_header, to_rgb
+from dataset.video import (
+    ClipError,
+    VideoHeader,
+    explain,
+    iterate_frames,
+    open_video,
+    packets_of,
+    read_header,
+    to_rgb,
+)
 from scripts.tools.contact_sheet import elide, printable
 from utils import naming
 
@@ -91,7 +100,7 @@ def _copy(
         (one for one in reader.streams.audio if one.codec_context.codec.canonical_name in _SOUND), None
     )
     copied = writer.add_stream_from_template(sound) if sound else None
-    packets = (packet for packet in (reader.demux(sound) if sound else ()) if packet.dts is not None)
+    packets = packets_of(reader, sound) if sound else ()
     header = read_header(source)
     pictures = _Pictures(writer, video.time_base, header)
     for item in heapq.merge(iterate_frames(source, threads=0), packets, key=_time_of):

@@ -12,6 +12,7 @@ import av
 
 import run_alternating_hand_finetuning as finetuning
 from dataset.datasets import ClipKey, VideoClsDataset
+from dataset.video import iterate_frames
 from models import HANDS
 from utils import UserError
 
@@ -61,13 +62,13 @@ def scale_clip(
         UserError: the video has fewer frames.
     """
     options = {"preset": "medium", "crf": "23", "bf": "0", **_KEYFRAMES[keyframe_step]}
-    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+    with av.open(str(target), "w") as writer:
         stream = writer.add_stream("libx264", rate=FRAMES_A_SECOND, options=options)
         stream.width, stream.height, stream.pix_fmt = size.width, size.height, "yuv420p"
         stream.codec_context.thread_count = 1  # the bytes depend on the number of threads
         number = -1
-        for number, frame in enumerate(itertools.islice(reader.decode(video=0), n_frames)):
-            scaled = frame.reformat(*size, format="yuv420p")
+        for number, frame in enumerate(itertools.islice(iterate_frames(source), n_frames)):
+            scaled = frame.reformat(*size, format="yuv420p", threads=1)
             # What the source was coded as would be forced upon the encoder.
             scaled.pict_type = av.video.frame.PictureType.NONE
             scaled.pts, scaled.time_base = number, Fraction(1, FRAMES_A_SECOND)
