@@ -86,9 +86,13 @@ def decode(stream: VideoStream, packets: Iterable[av.Packet]) -> Iterator[av.Vid
     """Decodes packets; the error of one that cannot be decoded comes in the place of its frame."""
     for packet in itertools.chain(packets, [None]):  # at last, what the decoder holds back
         try:
-            yield from stream.decode(packet)
+            frames = stream.decode(packet)
         except av.error.FFmpegError as error:
             yield error
+            continue
+        for frame in frames:
+            frame.time_base = stream.time_base  # PyAV does not set that of frames that were held back
+            yield frame
 
 
 def is_fresh_start(frame: av.VideoFrame) -> bool:

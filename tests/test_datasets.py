@@ -1,13 +1,13 @@
 """Samples as functions of their key, unreadable clips, and the views of the test."""
 
+import av
 import cv2
-import decord
 import numpy as np
 import pytest
 import torch
 from conftest import draw_recording, write_list, write_video
 
-from dataset import sampling
+from dataset import sampling, video
 from dataset.build import build_loader, evaluation_batches
 from dataset.datasets import ClipKey, HandsDataset, VideoClsDataset, collate_clips
 from dataset.loader import decode_frames
@@ -270,21 +270,15 @@ def test_coinciding_views_are_stored_once(folder, clip, views):
 
 def test_all_views_of_the_test_come_from_one_decoding(folder, monkeypatch):
     opened, decoded = [], []
-
-    class Counted(decord.VideoReader):
-        def __init__(self, path, **kwargs):
-            opened.append(path)
-            super().__init__(path, **kwargs)
-
-        def get_batch(self, indices):
-            decoded.append(len(indices))
-            return super().get_batch(indices)
-
-    monkeypatch.setattr(decord, "VideoReader", Counted)
+    open_file, to_rgb = av.open, video.to_rgb
+    monkeypatch.setattr(
+        av, "open", lambda path, **kwargs: (opened.append(path), open_file(path, **kwargs))[1]
+    )
+    monkeypatch.setattr(video, "to_rgb", lambda frame: (decoded.append(frame.pts), to_rgb(frame))[1])
     sample = dataset_of(folder, "test", test_num_segment=5, test_num_crop=3)[0]
     assert len(sample.rows) == 15
-    assert opened == [str(folder / "videos" / "c 0.mp4")]
-    assert decoded == [15]  # each second one of 30 frames, once
+    assert opened == [f"file:{folder / 'videos' / 'c 0.mp4'}"]
+    assert len(set(decoded)) == len(decoded) == 15  # each second one of 30 frames, once
 
 
 def test_square_clip_that_is_not_cut_has_one_crop(folder):

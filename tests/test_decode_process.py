@@ -7,14 +7,14 @@ import signal
 import time
 from pathlib import Path
 
+import av
 import cv2
-import decord
 import numpy as np
 import pytest
 import torch
 from conftest import draw_recording, write_list, write_video
 
-from dataset import build
+from dataset import build, video_file, video_seek
 from dataset.build import build_dataset, build_loader, evaluation_batches
 from dataset.datasets import ClipKey
 from dataset.decode_process import DecodeProcess, follow_the_parent
@@ -73,72 +73,74 @@ def test_fifo_counts_as_unreadable_and_no_other_sample_changes(clips, mode_and_t
     assert reasons(batches) == {f"c{TROUBLE}.mp4": "took longer than --decode_timeout 1 s"}
 
 
-class Troublesome(decord.VideoReader):
-    """decord, but one clip calls `trouble` inside C while holding Python's lock."""
+@pytest.fixture
+def make_trouble(monkeypatch):
+    """Makes the opening of one clip call a function, as if inside C while holding Python's lock."""
 
-    trouble = staticmethod(lambda: None)
+    def make(trouble):
+        open_file = av.open
 
-    def __init__(self, path, **kwargs):
-        if str(path).endswith(f"c{TROUBLE}.mp4"):
-            self.trouble()
-        super().__init__(path, **kwargs)
+        def troublesome(path, *args, **kwargs):
+            if str(path).endswith(f"c{TROUBLE}.mp4"):
+                trouble()
+            return open_file(path, *args, **kwargs)
+
+        monkeypatch.setattr(av, "open", troublesome)
+
+    return make
 
 
 def put_clip(folder):
     write_video(folder / "videos" / f"c{TROUBLE}.mp4", draw_recording(TROUBLE, n_frames=20))
 
 
-def test_decoder_that_sleeps_inside_c_is_replaced(clips, mode_and_truth, monkeypatch):
+def test_decoder_that_sleeps_inside_c_is_replaced(clips, mode_and_truth, make_trouble):
     mode, truth = mode_and_truth
     put_clip(clips)
-    monkeypatch.setattr(Troublesome, "trouble", lambda self: ctypes.PyDLL(None).sleep(600))
-    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    make_trouble(lambda: ctypes.PyDLL(None).sleep(600))
     batches = batches_of(clips, mode)
     assert_equal_batches(batches, truth)
     assert reasons(batches) == {f"c{TROUBLE}.mp4": "took longer than --decode_timeout 1 s"}
 
 
 @pytest.mark.parametrize("number", [signal.SIGSEGV, signal.SIGKILL])
-def test_decoder_that_takes_its_process_with_it_is_survived(clips, mode_and_truth, monkeypatch, number):
+def test_decoder_that_takes_its_process_with_it_is_survived(clips, mode_and_truth, make_trouble, number):
     mode, truth = mode_and_truth
     put_clip(clips)
-    monkeypatch.setattr(Troublesome, "trouble", lambda self: os.kill(os.getpid(), number))
-    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    make_trouble(lambda: os.kill(os.getpid(), number))
     batches = batches_of(clips, mode, timeout=30)
     assert_equal_batches(batches, truth)
     expected = f"ended the process that opened it, twice ({signal.Signals(number).name})"
     assert reasons(batches) == {f"c{TROUBLE}.mp4": expected}
 
 
-def test_process_that_is_killed_once_from_outside_costs_no_clip(clips, monkeypatch):
+def test_process_that_is_killed_once_from_outside_costs_no_clip(clips, make_trouble):
     put_clip(clips)
     truth = batches_of(clips, "train", num_workers=0)
     flag = clips / "killed"
 
-    def once(self):
+    def once():
         if not flag.exists():
             flag.touch()
             os.kill(os.getpid(), signal.SIGKILL)
 
-    monkeypatch.setattr(Troublesome, "trouble", once)
-    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    make_trouble(once)
     batches = batches_of(clips, "train", timeout=30)
     assert flag.exists()
     assert_equal_batches(batches, truth)
     assert reasons(batches) == {}
 
 
-def test_clip_that_hung_once_is_not_waited_for_again(clips, monkeypatch):
+def test_clip_that_hung_once_is_not_waited_for_again(clips, make_trouble):
     put_clip(clips)
     tries = clips / "tries"
 
-    def hang(self):
+    def hang():
         with tries.open("a") as file:
             file.write("once\n")
         time.sleep(600)
 
-    monkeypatch.setattr(Troublesome, "trouble", hang)
-    monkeypatch.setattr(decord, "VideoReader", Troublesome)
+    make_trouble(hang)
     dataset = build_dataset("train", clips, **SIZES)
     keys = [[ClipKey("lh", pass_, TROUBLE)] for pass_ in range(40)]
     batches = list(build_loader({"lh": dataset}, keys, 1, decode_timeout=0.5))
@@ -264,13 +266,14 @@ def test_child_ends_with_its_parent():
 def test_one_thread_serves_decoder_opencv_and_torch(clips, monkeypatch):
     put_clip(clips)
     seen = clips / "threads"
+    decode = video_file.decode
 
-    class Noted(decord.VideoReader):
-        def __init__(self, path, **kwargs):
-            seen.write_text(f"{kwargs['num_threads']} {cv2.getNumThreads()} {torch.get_num_threads()}")
-            super().__init__(path, **kwargs)
+    def noted(stream, packets):
+        threads = stream.codec_context.thread_count
+        seen.write_text(f"{threads} {cv2.getNumThreads()} {torch.get_num_threads()}")
+        return decode(stream, packets)
 
-    monkeypatch.setattr(decord, "VideoReader", Noted)
+    monkeypatch.setattr(video_seek, "decode", noted)
     cv2.setNumThreads(2)
     torch.set_num_threads(2)
     try:

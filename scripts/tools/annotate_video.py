@@ -83,7 +83,7 @@ def annotate_video(source: Path, target: Path, captions_at: Callable[[int], Capt
             _copy(source, reader, video, writer, captions_at)
         with naming(target):
             part.replace(target)
-    except (OSError, ValueError, av.error.FFmpegError) as error:
+    except (ClipError, OSError, ValueError, av.error.FFmpegError) as error:
         raise ClipError(f"cannot be annotated: {explain(error)}") from None
     finally:
         part.unlink(missing_ok=True)
