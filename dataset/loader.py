@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import NamedTuple
 
 import cv2
-import decord
 import numpy as np
 
 from dataset import storage, video
@@ -148,6 +147,8 @@ def _decode(source: str | bytes, choose: IndexRule, backend: str, kind: str) -> 
 
 
 def _decode_with_decord(source: str | bytes, choose: IndexRule) -> DecodedClip:
+    import decord  # most runs never need it
+
     n_frames = video.check_for_decord(source, choose)
     numbers, positions = video.distinct(choose, n_frames)
     stream = source if isinstance(source, str) else io.BytesIO(source)
