@@ -952,6 +952,25 @@ _SAFE_GLOBALS: list[Any] = [
 ]
 
 
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|\?xml)\b", re.IGNORECASE)
+
+
+def describe_stand_in(path: Path) -> str | None:
+    """Return what a download left in place of a file and what to do, or None for any other file.
+
+    Raises:
+        OSError: the file cannot be read.
+    """
+    with path.open("rb") as file:
+        head = file.read(1024)
+    if head.startswith(_LFS_POINTER):
+        return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if _WEB_PAGE.match(head):
+        return "is a web page (HTML), not the file itself: download it again, with its direct address"
+    return None
+
+
 def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False) -> dict[str, Any]:
     """Reads a checkpoint file without executing anything in it.
 
@@ -971,6 +990,8 @@ def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False
         raise UserError(f"{flag} {path}: there is no such file")
     is_zip = zipfile.is_zipfile(path)  # torch's files are, but for very old ones
     try:
+        if stand_in := describe_stand_in(path):
+            raise UserError(f"{flag} {path}: {stand_in}")
         if is_zip and not lazy:
             _check_sums(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings(action="ignore"):
