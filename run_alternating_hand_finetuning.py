@@ -888,7 +888,7 @@ def start_training(
     num_classes: Mapping[str, int],
     evaluator: Evaluator,
 ) -> Training:
-    """Return the training at its start: by `--finetune`'s weights, or by the checkpoint that replaces them."""
+    """Return the training at its start: with `--finetune`'s weights, or the checkpoint that replaces them."""
     found = utils.on_main(lambda: read_checkpoint_to_resume(args))
     if found and args.finetune:
         log.info("%s replaces --finetune %s, which is not read", found[0], args.finetune)

@@ -31,7 +31,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, NoReturn, TextIO
 
 import numpy as np
@@ -936,7 +936,17 @@ class EpochLog:
 
 # ---------------------------------------------------------------------------------- checkpoints
 
-# What the published trainers' files hold besides tensors. None of these runs code when it is built.
+
+
+class _Inert:
+    """Object that stands for one of another trainer's, without its methods."""
+
+
+def _look_up_nothing(*_: object) -> None:
+    """Stands for `getattr`, which mmengine's records of losses ask for their own methods."""
+
+
+# What other trainers' files hold besides tensors. None of these runs code when it is built.
 _SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     collections.OrderedDict,
@@ -949,6 +959,10 @@ _SAFE_GLOBALS: list[Any] = [
         for name in ("scalar", "_reconstruct")
         for package in ("numpy.core", "numpy._core")
     ),
+    (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_look_up_nothing, "builtins.getattr"),
+    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]
 
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import utils
 from dataset.build import DATASETS
-from dataset.list_files import find_list
+from dataset.list_files import find_list, list_file
 from run_alternating_hand_finetuning import (
     active_hands,
     check_args,
@@ -83,13 +83,14 @@ def read_lists(args: argparse.Namespace) -> tuple[list[HandList], list[Finding]]
     for hand in active_hands(args):
         data_path = getattr(args, f"{hand}_data_path")
         root = getattr(args, f"{hand}_data_root") or data_path
-        read: set[Path] = set()
+        names = list_names(args)
+        modes: dict[Path, str] = {}
         for mode in modes_of(args):
+            modes.setdefault(list_file(data_path, mode, names, hand), mode)
+        for mode in modes.values():
             try:
-                path = find_list(data_path, mode, list_names(args), hand)
-                if path not in read:
-                    read.add(path)
-                    lists.append(read_hand_list(hand, mode, path, root, stated_classes(args, hand)))
+                path = find_list(data_path, mode, names, hand)
+                lists.append(read_hand_list(hand, mode, path, root, stated_classes(args, hand)))
             except UserError as error:
                 errors.append(Finding(f"{hand} {mode}: {error}"))
     return lists, errors
