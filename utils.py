@@ -937,7 +937,6 @@ class EpochLog:
 # ---------------------------------------------------------------------------------- checkpoints
 
 
-
 class _Inert:
     """Object that stands for one of another trainer's, without its methods."""
 

@@ -220,14 +220,13 @@ def _require_depth(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) 
     there, here = (len({m[1] for name in names if (m := _BLOCK.match(name))}) for names in (weights, target))
     if not there or there == here:
         return
-    norm = "blocks.0.norm1.weight"
+    in_file, norm = f"the file has {there} block{'s' * (there > 1)}", "blocks.0.norm1.weight"
     if norm in weights and weights[norm].shape != target[norm].shape:
         widths = len(weights[norm]), len(target[norm])
         raise PretrainedError(
-            f"the file has {there} blocks of width {widths[0]}, the model {here} of width {widths[1]}: "
-            "choose --model to fit"
+            f"{in_file} of width {widths[0]}, the model {here} of width {widths[1]}: choose --model to fit"
         )
-    raise PretrainedError(f"the file has {there} blocks, the model {here}: --depth {there}")
+    raise PretrainedError(f"{in_file}, the model {here}: --depth {there}")
 
 
 def _require_backbone(report: LoadReport, allow_missing: bool) -> None:
@@ -241,12 +240,12 @@ def _require_backbone(report: LoadReport, allow_missing: bool) -> None:
     if found:
         names = _some(_by_blocks(missing))
         message = f"{len(missing)} of {total} tensors of the backbone are not in the file: {names}"
-    if unused:
-        message += f"; the file has instead: {_some(_by_blocks(unused))}"
     prefixes = dict.fromkeys(match[1] for name in unused if (match := _PREFIXED_PATCHES.fullmatch(name)))
     if prefixes:
-        message += f"; choose its backbone: --model_prefix {' or '.join(prefixes)}"
-    elif found:
+        raise PretrainedError(f"{message}; it has a backbone under --model_prefix {' or '.join(prefixes)}")
+    if unused:
+        message += f"; the file has instead: {_some(_by_blocks(unused))}"
+    if found:
         message += "; --allow_missing starts them from random values"
     raise PretrainedError(message)
 
