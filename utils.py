@@ -970,13 +970,12 @@ _WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|\?xml)\b", re
 
 
 def describe_stand_in(path: Path) -> str | None:
-    """Return what a download left in place of a file and what to do, or None for any other file.
-
-    Raises:
-        OSError: the file cannot be read.
-    """
-    with path.open("rb") as file:
-        head = file.read(1024)
+    """Return what a download left in place of a file and what to do, or None for any other file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return None
     if head.startswith(_LFS_POINTER):
         return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
     if _WEB_PAGE.match(head):
