@@ -113,7 +113,7 @@ class Quotes:
         return quoted if exists else unquote(quoted)
 
     def _exists_here(self, quoted: str) -> bool:
-        first = Path(quoted).parts[0]
+        first = quoted.partition("/")[0]
         return first in self._quoted_entries and any(Path(f, quoted).exists() for f in self._local)
 
     def _exists_there(self, quoted: str) -> bool:
