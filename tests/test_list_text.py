@@ -4,6 +4,7 @@ import codecs
 import csv
 import io
 import os
+from types import SimpleNamespace
 
 import pytest
 from conftest import draw_recording, write_video
@@ -12,7 +13,9 @@ from dataset import list_text, storage
 from dataset.annotations import clip_folders, find_clip_folder, read_clip_list
 from dataset.build import build_dataset
 from dataset.class_names import read_class_names
+from run_alternating_hand_finetuning import get_parser
 from scripts.data.hand_lists import read_hand_list
+from scripts.tools.report.examples import ClipPictures
 from scripts.tools.window_scorer import find_videos
 from utils import UserError
 
@@ -130,21 +133,37 @@ def test_behind_a_url_the_first_quoted_name_decides_for_all(listed, monkeypatch,
     assert asked[0] == 'memory://clips/videos/"take 0.mp4"'
 
 
-def test_trainer_and_check_open_quoted_clips(tmp_path):
-    write_video(tmp_path / "videos" / "take 1.mp4", draw_recording(1, n_frames=8))
-    (tmp_path / "val_list_video.txt").write_text('"take 1.mp4" 0\n')
-    sample = build_dataset("validation", tmp_path, clip_len=4, crop_size=32, short_side_size=32)[0]
-    assert sample.name == "take 1.mp4" and len(sample.frames) == 1 and not sample.bad
+def test_trainer_check_and_report_open_the_same_clips(tmp_path):
+    names = ["take 1.mp4", '"take 2.mp4"']  # the second has its quotes on disk
+    for number, name in enumerate(names):
+        write_video_named(tmp_path / "videos" / name, number)
+    (tmp_path / "val_list_video.txt").write_text('"take 1.mp4" 0\n"take 2.mp4" 1\n')
+    dataset = build_dataset("validation", tmp_path, clip_len=4, crop_size=32, short_side_size=32)
+    samples = [dataset[clip] for clip in range(2)]
+    assert [sample.name for sample in samples] == names
+    assert all(len(sample.frames) == 1 and not sample.bad for sample in samples)
     one = read_hand_list("lh", "validation", tmp_path / "val_list_video.txt", str(tmp_path), None)
-    assert one.file(0).place == str(tmp_path / "videos" / "take 1.mp4")
+    assert [one.file(clip).place for clip in range(2)] == [str(tmp_path / "videos" / name) for name in names]
+    args = get_parser().parse_args(["--lh_data_path", str(tmp_path)])
+    for listed in (names, names[1:]):
+        (tmp_path / "test_list_video.txt").write_text("".join(f"{name} 0\n" for name in listed))
+        pictures = ClipPictures(SimpleNamespace(args=args))
+        assert all(pictures.draw("lh", name).uri for name in listed)
 
 
-def test_list_of_videos_to_predict_may_be_quoted_and_utf_16(tmp_path):
-    touch(tmp_path / "take 1.mp4", tmp_path / '"', tmp_path / "'odd'.mp4")
-    lines = f"\"{tmp_path}/take 1.mp4\"\n\n{tmp_path}/'odd'.mp4\n"
+def write_video_named(path, number):
+    """Draws a video under a name without the ending that the muxer wants."""
+    write_video(path.with_name("drawn.mp4"), draw_recording(number, n_frames=8))
+    path.with_name("drawn.mp4").rename(path)
+
+
+def test_list_of_videos_to_predict_may_be_quoted_and_utf_16(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    names = ["take 1.mp4", "'odd.mp4'", "it's.mp4"]
+    touch(*(tmp_path / name for name in names))
+    lines = f"\"{tmp_path}/take 1.mp4\"\n\n'odd.mp4'\nit's.mp4\n"
     (tmp_path / "list.txt").write_bytes(lines.encode("utf-16"))
-    names = [path.name for path in find_videos([], tmp_path / "list.txt")]
-    assert names == ["take 1.mp4", "'odd'.mp4"]
+    assert [path.name for path in find_videos([], tmp_path / "list.txt")] == names
 
 
 # ------------------------------------------------------------------------------------ encodings
