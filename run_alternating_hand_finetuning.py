@@ -250,9 +250,9 @@ def _inherit_args(
 
 
 def inherited_flags(saved: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
-    """The flags of another run that hold where they are not given.
+    """Return the flags of another run that apply if they are not given.
 
-    The names of its lists are those of files in its folders, so they do not hold in a folder that is given.
+    The names of its lists are files of its folders, so they do not apply if another folder is given.
 
     Args:
         saved: all flags of that run.
@@ -264,15 +264,15 @@ def inherited_flags(saved: Mapping[str, Any], given: argparse.Namespace) -> dict
 
 
 def list_names(args: argparse.Namespace) -> ListNames:
-    """The names of both hands' list files, by the flags."""
+    """Return the names of both hands' list files, by the flags."""
     return ListNames(**{mode: getattr(args, flag) for mode, flag in LIST_FLAGS.items()})
 
 
 def args_of_run(argv: Sequence[str] | None, local_world_size: int) -> argparse.Namespace:
     """Return `get_args`, by default with the epsilon that the weights to start from are made for.
 
-    They are those of `--finetune`, or those of the checkpoint that a restart goes on from, which replaces
-    that file: it is not read then.
+    These are the weights of `--finetune`, or of the checkpoint from which a restart resumes. The checkpoint
+    replaces the file of `--finetune`, so the file is not read then.
     """
     args = get_args(argv, local_world_size)
     if not args.finetune or args.eval or args.validation:
@@ -288,7 +288,7 @@ def args_of_run(argv: Sequence[str] | None, local_world_size: int) -> argparse.N
 
 
 def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:
-    """Return the file that training goes on from: `--resume`'s, or the most advanced in the output folder.
+    """Return the file to resume from: `--resume`'s, or the most advanced checkpoint in the output folder.
 
     Raises:
         UserError: there are such files, and none can be read.
@@ -586,7 +586,7 @@ class Training:
         self.batches: Any = None
 
     def resume(self, found: tuple[str, dict[str, Any]] | None) -> None:
-        """Goes on from a checkpoint, given by its path and content, if there is one."""
+        """Resume from a checkpoint, given by its path and content, if there is one."""
         same_steps = True
         if found:
             path, checkpoint = found
@@ -861,10 +861,10 @@ def train(
     mark = evaluator.output_dir / PREEMPTED
     utils.on_main(lambda: mark.unlink(missing_ok=True))
     utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
-    utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
     with contextlib.closing(utils.StopSignals(args.dist_timeout)) as stop:
         evaluator = dataclasses.replace(evaluator, stops=stop.agreed)
         training = start_training(args, dist, model, num_classes, evaluator)
+        utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
         try:
             training.fit()
             training.test()
@@ -901,7 +901,7 @@ def start_training(
 
 
 def read_checkpoint_to_resume(args: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
-    """Read the checkpoint that training goes on from; damaged ones in the output folder are set aside.
+    """Read the checkpoint to resume from; damaged ones in the output folder are set aside.
 
     Returns:
         Its path and content, or None if training begins.

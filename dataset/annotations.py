@@ -129,7 +129,7 @@ def _parse(path: Path, quotes: Quotes) -> tuple[ClipList, np.ndarray]:
 
 
 def _split_line(line: str) -> tuple[str, int | None, int] | None:
-    """(path, frames or None, label) of a line without quotes around its path, or None for any other line."""
+    """Return (path, frames or None, label) of a line without quotes around its path, or None if malformed."""
     if (match := _LINE.fullmatch(line)) is None:
         return None
     name, label = match[1].rstrip(", \t"), int(match[2])
@@ -171,7 +171,7 @@ def locate(path: str, folder: str | None) -> str:
 
 
 def clip_folders(root: str | Path, split: str) -> list[str]:
-    """The folders under a data root that may hold the clips of a list: every layout in use.
+    """Return the folders under a data root that may hold the clips of a list: every layout in use.
 
     Args:
         root: data root as given by the user, a folder or a URL.

@@ -30,7 +30,7 @@ class ListNames:
     test: str | None = None
 
     def candidates(self, mode: str, hand: str) -> list[tuple[str, str]]:
-        """Return (mode whose name it is, name) of the files that may serve a mode, best first."""
+        """Return (mode that a name belongs to, name) of the files that may serve a mode, best first."""
         given = getattr(self, mode)
         found = [(mode, (given or USUAL_LISTS[mode]).replace("{hand}", hand))]
         # The validation list serves the test too, unless there is one for it.

@@ -84,7 +84,7 @@ class Quotes:
 
     A name that exists with its quotes begins, as a path, with a folder or file whose name begins with a
     quotation mark. So each local folder is listed once, and no file is asked for unless there are such.
-    Of a folder behind a URL, where each answer costs a request, the list's first quoted name decides.
+    Behind a URL, each answer costs a request, so the first quoted name of the list decides for all.
 
     Args:
         folders: folders or URLs under which the names may exist.

@@ -20,7 +20,7 @@ _MMACTION_NAME = re.compile(
     rf"(?P<block>blocks\.\d+\.)?(?P<module>{'|'.join(map(re.escape, _MMACTION))})\.(?P<kind>weight|bias)"
 )
 _MERGED_BIAS = re.compile(r"(blocks\.\d+\.attn\.)qkv\.bias")
-# Added to the keys, it adds the same to all attention logits of a query, which softmax takes out again.
+# It adds the same number to all attention logits of a query, and softmax is invariant to that.
 KEY_BIAS = "a key bias changes no attention weight"
 
 

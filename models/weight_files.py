@@ -238,7 +238,7 @@ def _reason(error: BaseException) -> str:
 
 
 def _unusable(path: Path, name: str, reason: str) -> UserError:
-    """Return the error of a file that cannot be used, whose `name` may end with the file itself."""
+    """Return the error of a file that cannot be used; `name` may end with the file itself."""
     file = "" if name.endswith(f" {path}") else f"{path.name} "
     return UserError(f"{name}: {file}{describe_stand_in(path) or reason}")
 
