@@ -671,7 +671,7 @@ def load_weights(model: nn.Module, checkpoint: Mapping[str, Any], key: str, path
         ) from None
 
 
-def resume_candidates(folder: Path, set_aside: bool = False) -> list[Path]:
+def resume_candidates(folder: Path, set_aside: bool = False, silent: bool = False) -> list[Path]:
     """Files from which a run in `folder` can go on, the most advanced one first.
 
     Of several runs' files in one folder, those of the run that wrote last count.
@@ -679,6 +679,7 @@ def resume_candidates(folder: Path, set_aside: bool = False) -> list[Path]:
     Args:
         folder: the run's output folder.
         set_aside: rename damaged files to `*.damaged`; otherwise they are only passed over.
+        silent: do neither, and do not log damaged files.
 
     Raises:
         UserError: there are such files, and none can be read.
@@ -700,7 +701,8 @@ def resume_candidates(folder: Path, set_aside: bool = False) -> list[Path]:
     if damaged and not made:
         raise _none_left(damaged)
     for path, error in damaged.items():
-        _pass_over(path, error, set_aside)
+        if not silent:
+            _pass_over(path, error, set_aside)
     newest = max(made, key=lambda path: path.stat().st_mtime_ns, default=None)
     of_one_run = [path for path in made if runs[path] == runs[newest]]
     return sorted(of_one_run, key=made.__getitem__, reverse=True)

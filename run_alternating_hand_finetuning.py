@@ -35,6 +35,7 @@ import utils
 from dataset.build import DATASETS, build_dataset, build_loader, evaluation_batches, resolve_num_classes
 from dataset.class_names import names_beside_lists
 from dataset.datasets import VideoClsDataset
+from dataset.list_files import LIST_FLAGS, USUAL_LISTS, ListNames
 from dataset.loader import VIDEO_BACKENDS, ClipReader
 from dataset.masking_generator import MASKS, TokenMasks, batch_masks
 from dataset.sampling import ShuffledPasses
@@ -69,8 +70,9 @@ from engine_for_finetuning import (
     load_weights,
     name_weights,
     read_most_advanced,
+    resume_candidates,
 )
-from models import HANDS, PretrainedError, find_weights, load_pretrained
+from models import DEFAULT_KEYS, HANDS, PretrainedError, find_weights, load_pretrained
 from optim_factory import add_optimization_args, create_criterion, create_mixup, create_updater, uses_mixup
 from utils import Distributed, UserError
 
@@ -119,8 +121,10 @@ def _add_model_args(parser: argparse.ArgumentParser) -> None:
     add("--train_mask_type", choices=MASKS, default="tube", help="which tokens are dropped")
     add("--finetune", default="", metavar="SOURCE", help="pretrained weights to start from: a file (.pth, "
         ".safetensors), a Hugging Face model's folder, or hf://org/repo[@revision][/path]")  # fmt: skip
-    add("--model_key", default="model|module", help="keys of the weights in that file, first wins")
+    add("--model_key", default=DEFAULT_KEYS, help="keys of the weights in that file, first wins")
     add("--model_prefix", default="", help="use only weights whose name starts so")
+    add("--allow_missing", action="store_true", help="start from a file whose backbone is not the model's: "
+        "what it lacks starts from random values")  # fmt: skip
 
 
 def _add_data_args(parser: argparse.ArgumentParser) -> None:
@@ -129,6 +133,9 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
         add(f"--{hand}_data_path", metavar="DIR", help=f"folder of the {name} hand's list files")
         add(f"--{hand}_data_root", default="", metavar="DIR", help="folder or URL of clips; default: lists'")
         add(f"--{hand}_num_classes", type=utils.count, help="classes; default: the data set's")
+    for mode, flag in LIST_FLAGS.items():
+        add(f"--{flag}", metavar="FILE", help=f"{mode} list of each hand, relative to the hand's data path; "
+            f"{{hand}} in it stands for lh or rh; default: {USUAL_LISTS[mode]}")  # fmt: skip
     add("--one_stream", action="store_true", help="train and test the left hand's data alone")
     add("--data_set", choices=DATASETS, default="HAVID", help="sets the class counts; CUSTOM: by lists")
     add("--video_backend", choices=VIDEO_BACKENDS, default="auto",
@@ -220,7 +227,8 @@ def get_args(
     # Defaults that depend on the lists and on the machine; from here on the arguments do not change.
     for hand in active_hands(args):
         given, path = getattr(args, f"{hand}_num_classes"), getattr(args, f"{hand}_data_path")
-        setattr(args, f"{hand}_num_classes", resolve_num_classes(args.data_set, given, path, hand))
+        classes = resolve_num_classes(args.data_set, given, path, hand, list_names(args))
+        setattr(args, f"{hand}_num_classes", classes)
     if args.num_workers is None:
         args.num_workers = max(1, len(os.sched_getaffinity(0)) // local_world_size)
     return args
@@ -235,22 +243,60 @@ def _inherit_args(
         raise UserError(f"--test_weights best: {resume} holds other weights; give the best one")
     saved = utils.read_checkpoint(resume, lazy=True)
     if STATE_KEY in saved:  # one of ours; the published trainers' flags mean other things
-        inherited = {k: v for k, v in saved["args"].items() if k not in NOT_INHERITED}
-        parser.set_defaults(**inherited)
+        parser.set_defaults(**inherited_flags(saved["args"], given))
         given = parser.parse_args(argv)
     given.resume, given.output_dir = str(resume), given.output_dir or str(resume.parent)
     return given
 
 
+def inherited_flags(saved: Mapping[str, Any], given: argparse.Namespace) -> dict[str, Any]:
+    """Return the flags of another run that apply if they are not given.
+
+    The names of its lists are files of its folders, so they do not apply if another folder is given.
+
+    Args:
+        saved: all flags of that run.
+        given: the command line, parsed without them.
+    """
+    other_folder = any(getattr(given, f"{hand}_data_path") is not None for hand in HANDS)
+    left_out = NOT_INHERITED | (set(LIST_FLAGS.values()) if other_folder else set())
+    return {name: value for name, value in saved.items() if name not in left_out}
+
+
+def list_names(args: argparse.Namespace) -> ListNames:
+    """Return the names of both hands' list files, by the flags."""
+    return ListNames(**{mode: getattr(args, flag) for mode, flag in LIST_FLAGS.items()})
+
+
 def args_of_run(argv: Sequence[str] | None, local_world_size: int) -> argparse.Namespace:
-    """`get_args`, for which the epsilon that the weights of `--finetune` are made for is the default."""
+    """Return `get_args`, by default with the epsilon that the weights to start from are made for.
+
+    These are the weights of `--finetune`, or of the checkpoint from which a restart resumes. The checkpoint
+    replaces the file of `--finetune`, so the file is not read then.
+    """
     args = get_args(argv, local_world_size)
     if not args.finetune or args.eval or args.validation:
         return args
-    norm_eps = find_weights(args.finetune).facts.get("norm_eps", args.norm_eps)
     parser = get_parser()
-    parser.set_defaults(norm_eps=norm_eps)
+    if path := checkpoint_to_resume(args):
+        saved = utils.read_checkpoint(path, lazy=True)
+        facts = saved["args"] if STATE_KEY in saved else {}
+    else:
+        facts = find_weights(args.finetune).facts
+    parser.set_defaults(norm_eps=facts.get("norm_eps", args.norm_eps))
     return get_args(argv, local_world_size, parser)
+
+
+def checkpoint_to_resume(args: argparse.Namespace) -> Path | None:
+    """Return the file to resume from: `--resume`'s, or the most advanced checkpoint in the output folder.
+
+    Raises:
+        UserError: there are such files, and none can be read.
+    """
+    if args.resume:
+        return Path(args.resume)
+    found = resume_candidates(Path(args.output_dir), silent=True) if args.auto_resume else []
+    return found[0] if found else None
 
 
 def check_args(args: argparse.Namespace) -> None:
@@ -339,10 +385,14 @@ def build_datasets(
         "seed": args.seed,
     }
 
+    names = list_names(args)
+
     def dataset_of(mode: str, hand: str) -> VideoClsDataset:
         path, root = getattr(args, f"{hand}_data_path"), getattr(args, f"{hand}_data_root")
         try:
-            return build_dataset(mode, path, root, hand=hand, num_classes=num_classes[hand], **settings)
+            return build_dataset(
+                mode, path, root, hand=hand, num_classes=num_classes[hand], list_names=names, **settings
+            )
         except ValueError as error:  # a setting that a transform refuses, with the flag's name
             raise UserError(str(error)) from None
 
@@ -535,13 +585,8 @@ class Training:
         self.curves: Curves | None = None
         self.batches: Any = None
 
-    def resume(self) -> None:
-        """Goes on from `--resume`, or from the most advanced checkpoint in the output folder."""
-        found = None
-        if self.args.resume:
-            found = self.args.resume, utils.on_main(lambda: utils.read_checkpoint(self.args.resume))
-        elif self.args.auto_resume:
-            found = utils.on_main(lambda: read_most_advanced(self.output_dir))
+    def resume(self, found: tuple[str, dict[str, Any]] | None) -> None:
+        """Resume from a checkpoint, given by its path and content, if there is one."""
         same_steps = True
         if found:
             path, checkpoint = found
@@ -813,18 +858,14 @@ def train(
     Raises:
         Preempted: the scheduler ends the job; all that is needed to go on is saved.
     """
-    if args.finetune:
-        for line in load_pretrained_file(model, args).splitlines():
-            log.info(line)
     mark = evaluator.output_dir / PREEMPTED
     utils.on_main(lambda: mark.unlink(missing_ok=True))
     utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
-    utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
     with contextlib.closing(utils.StopSignals(args.dist_timeout)) as stop:
         evaluator = dataclasses.replace(evaluator, stops=stop.agreed)
-        training = Training(args, dist, model, num_classes, evaluator)
+        training = start_training(args, dist, model, num_classes, evaluator)
+        utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
         try:
-            training.resume()
             training.fit()
             training.test()
         except utils.Preempted:
@@ -840,6 +881,36 @@ def train(
             training.close()
 
 
+def start_training(
+    args: argparse.Namespace,
+    dist: Distributed,
+    model: nn.Module,
+    num_classes: Mapping[str, int],
+    evaluator: Evaluator,
+) -> Training:
+    """Return the training at its start: with `--finetune`'s weights, or the checkpoint that replaces them."""
+    found = utils.on_main(lambda: read_checkpoint_to_resume(args))
+    if found and args.finetune:
+        log.info("%s replaces --finetune %s, which is not read", found[0], args.finetune)
+    elif args.finetune:
+        for line in load_pretrained_file(model, args).splitlines():
+            log.info(line)
+    training = Training(args, dist, model, num_classes, evaluator)
+    training.resume(found)
+    return training
+
+
+def read_checkpoint_to_resume(args: argparse.Namespace) -> tuple[str, dict[str, Any]] | None:
+    """Read the checkpoint to resume from; damaged ones in the output folder are set aside.
+
+    Returns:
+        Its path and content, or None if training begins.
+    """
+    if args.resume:
+        return args.resume, utils.read_checkpoint(args.resume)
+    return read_most_advanced(Path(args.output_dir)) if args.auto_resume else None
+
+
 def load_pretrained_file(model: nn.Module, args: argparse.Namespace) -> str:
     """Starts the model from `--finetune`; returns what was loaded, as a short block."""
 
@@ -850,7 +921,7 @@ def load_pretrained_file(model: nn.Module, args: argparse.Namespace) -> str:
 
     checkpoint, norm_eps = utils.on_main(read)
     try:
-        report = load_pretrained(model, checkpoint, args.model_key, args.model_prefix)
+        report = load_pretrained(model, checkpoint, args.model_key, args.model_prefix, args.allow_missing)
     except PretrainedError as error:
         raise UserError(f"--finetune {args.finetune}: {error}") from None
     lines = f"{args.finetune}: {report.summary()}"

@@ -31,7 +31,7 @@ import time
 import warnings
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, BinaryIO, NoReturn, TextIO
 
 import numpy as np
@@ -936,7 +936,16 @@ class EpochLog:
 
 # ---------------------------------------------------------------------------------- checkpoints
 
-# What the published trainers' files hold besides tensors. None of these runs code when it is built.
+
+class _Inert:
+    """Object that stands for one of another trainer's, without its methods."""
+
+
+def _look_up_nothing(*_: object) -> None:
+    """Stands for `getattr`, which mmengine's records of losses ask for their own methods."""
+
+
+# What other trainers' files hold besides tensors. None of these runs code when it is built.
 _SAFE_GLOBALS: list[Any] = [
     argparse.Namespace,
     collections.OrderedDict,
@@ -949,7 +958,29 @@ _SAFE_GLOBALS: list[Any] = [
         for name in ("scalar", "_reconstruct")
         for package in ("numpy.core", "numpy._core")
     ),
+    (_Inert, "mmengine.logging.history_buffer.HistoryBuffer"),
+    (_look_up_nothing, "builtins.getattr"),
+    *((PurePosixPath, f"{module}.PosixPath") for module in ("pathlib", "pathlib._local")),
+    *((PureWindowsPath, f"{module}.WindowsPath") for module in ("pathlib", "pathlib._local")),
 ]
+
+
+_LFS_POINTER = b"version https://git-lfs.github.com/spec/"
+_WEB_PAGE = re.compile(rb"(\xef\xbb\xbf)?\s*<(!doctype\s+html|html|\?xml)\b", re.IGNORECASE)
+
+
+def describe_stand_in(path: Path) -> str | None:
+    """Return what a download left in place of a file and what to do, or None for any other file."""
+    try:
+        with path.open("rb") as file:
+            head = file.read(1024)
+    except OSError:
+        return None
+    if head.startswith(_LFS_POINTER):
+        return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"
+    if _WEB_PAGE.match(head):
+        return "is a web page (HTML), not the file itself: download it again, with its direct address"
+    return None
 
 
 def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False) -> dict[str, Any]:
@@ -971,6 +1002,8 @@ def read_checkpoint(path: str | Path, flag: str = "--resume", lazy: bool = False
         raise UserError(f"{flag} {path}: there is no such file")
     is_zip = zipfile.is_zipfile(path)  # torch's files are, but for very old ones
     try:
+        if stand_in := describe_stand_in(path):
+            raise UserError(f"{flag} {path}: {stand_in}")
         if is_zip and not lazy:
             _check_sums(path)
         with torch.serialization.safe_globals(_SAFE_GLOBALS), warnings.catch_warnings(action="ignore"):

@@ -9,13 +9,14 @@ import hashlib
 import os
 import re
 from array import array
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from dataset import storage
-from utils import UserError
+from dataset.list_text import Quotes, read_lines
+from utils import UserError, describe_stand_in
 
 # The label is the last field; blanks, tabs and commas separate, so that paths may hold blanks.
 _LINE = re.compile(r"\s*(.*\S)\s*(?:[\s,])\s*(\d{1,9})\s*")
@@ -72,14 +73,18 @@ class ClipList:
         )
 
 
-def read_clip_list(path: str | Path, num_classes: int | None = None, unique: bool = False) -> ClipList:
+def read_clip_list(
+    path: str | Path, num_classes: int | None = None, unique: bool = False, folders: Sequence[str] = ()
+) -> ClipList:
     """Reads a list file.
 
     Args:
         path: the list file; empty lines are skipped. `path label` names a video file; `path frames
-            label` a folder of that many pictures.
+            label` a folder of that many pictures. Quotes around a path are removed.
         num_classes: labels must be below it; None checks nothing.
         unique: keep one of several equal lines, so that an evaluation counts each clip once.
+        folders: where clips may be located, see `clip_folders`. A path that exists in one of them with its
+            quotes keeps them.
 
     Raises:
         UserError: no such file, an empty list, a malformed line, a label out of range, or one clip
@@ -88,7 +93,7 @@ def read_clip_list(path: str | Path, num_classes: int | None = None, unique: boo
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: there is no such list file")
-    clips, hashes = _parse(path)
+    clips, hashes = _parse(path, Quotes(folders))
     if not len(clips):
         raise UserError(f"{path}: the list is empty")
     _check_labels(path, clips, num_classes)
@@ -96,31 +101,41 @@ def read_clip_list(path: str | Path, num_classes: int | None = None, unique: boo
     return clips.where(first) if unique and not first.all() else clips
 
 
-def _parse(path: Path) -> tuple[ClipList, np.ndarray]:
+def _parse(path: Path, quotes: Quotes) -> tuple[ClipList, np.ndarray]:
     """The list, and a hash of each path; no Python object a line outlives its line."""
     blob = bytearray()
     ends, labels, frames, lines, hashes = (array("q") for _ in range(5))
-    with path.open(encoding="utf-8-sig", errors="surrogateescape") as file:
-        for number, line in enumerate(file, 1):
-            if not line.strip():
-                continue
-            match = _LINE.fullmatch(line)
-            if match is None:
-                raise UserError(f"{path}:{number}: not `path label`: {line.strip()!r}")
-            name, count = match[1].rstrip(", \t"), 0
-            if folder := _FRAMES.fullmatch(name):
-                name, count = folder[1], int(folder[2])
-                if not count:
-                    raise UserError(f"{path}:{number}: {name!r} is said to have 0 frames")
-            blob += os.fsencode(name)
-            for column, value in zip(
-                (ends, labels, frames, lines, hashes),
-                (len(blob), int(match[2]), count, number, hash(name)),
-                strict=True,
-            ):
-                column.append(value)
+    for number, line in enumerate(read_lines(path), 1):
+        if not line.strip():
+            continue
+        parts = quotes.split_line(line) or _split_line(line)
+        if parts is None:
+            stand_in = describe_stand_in(path)
+            raise UserError(
+                f"{path}: {stand_in}" if stand_in else f"{path}:{number}: not `path label`: {line.strip()!r}"
+            )
+        name, count, label = parts
+        if count == 0:
+            raise UserError(f"{path}:{number}: {name!r} is said to have 0 frames")
+        blob += os.fsencode(name)
+        for column, value in zip(
+            (ends, labels, frames, lines, hashes),
+            (len(blob), label, count or 0, number, hash(name)),
+            strict=True,
+        ):
+            column.append(value)
     columns = [np.frombuffer(column, np.int64) for column in (ends, labels, frames, lines, hashes)]
     return ClipList(np.frombuffer(blob, np.uint8), *columns[:-1]), columns[-1]
+
+
+def _split_line(line: str) -> tuple[str, int | None, int] | None:
+    """Return (path, frames or None, label) of a line without quotes around its path, or None if malformed."""
+    if (match := _LINE.fullmatch(line)) is None:
+        return None
+    name, label = match[1].rstrip(", \t"), int(match[2])
+    if folder := _FRAMES.fullmatch(name):
+        return folder[1], int(folder[2]), label
+    return name, None, label
 
 
 def _check_labels(path: Path, clips: ClipList, num_classes: int | None) -> None:
@@ -155,6 +170,16 @@ def locate(path: str, folder: str | None) -> str:
     return storage.join(folder, path)
 
 
+def clip_folders(root: str | Path, split: str) -> list[str]:
+    """Return the folders under a data root that may hold the clips of a list: every layout in use.
+
+    Args:
+        root: data root as given by the user, a folder or a URL.
+        split: `train` or `val`: part of some layouts' folder names.
+    """
+    return [storage.join(str(root), name) for name in ("videos", f"videos_{split}", f"video_{split}", "")]
+
+
 def find_clip_folder(clips: ClipList, root: str | Path, split: str, list_path: str | Path) -> str:
     """The folder under `root` that holds the clips of a list.
 
@@ -169,8 +194,7 @@ def find_clip_folder(clips: ClipList, root: str | Path, split: str, list_path: s
     Raises:
         UserError: none of the sampled clips exists in any of the folders, or a URL cannot be asked.
     """
-    root = str(root)
-    folders = [storage.join(root, name) for name in ("videos", f"videos_{split}", f"video_{split}", "")]
+    root, folders = str(root), clip_folders(root, split)
     sample = _sample(clips, _PROBED_URLS if storage.is_url(root) else _PROBED_CLIPS)
     inside = [name for name in sample if not storage.is_url(name)]
     if not inside:  # they say themselves where they are, but should be there

@@ -15,9 +15,11 @@ import cv2
 import torch
 from torch.utils.data import DataLoader
 
-from dataset.datasets import ClipBatch, ClipKey, HandsDataset, VideoClsDataset, collate_clips
+from dataset.annotations import read_clip_list
+from dataset.datasets import MODES, ClipBatch, ClipKey, HandsDataset, VideoClsDataset, collate_clips
 from dataset.decode_process import follow_the_parent, signals_held_back
-from utils import UserError, terminal
+from dataset.list_files import ListNames, find_list, list_file
+from utils import terminal
 
 log = logging.getLogger(__name__)
 
@@ -37,18 +39,6 @@ DATASETS: dict[str, DatasetSpec] = {
     "CUSTOM": DatasetSpec(None),
 }
 
-_LISTS = {
-    "train": ("train_list_video.txt",),
-    "validation": ("val_list_video.txt",),
-    "test": ("test_list_video.txt", "val_list_video.txt"),
-}
-
-
-def list_file(data_path: str | Path, mode: str) -> Path:
-    """The list that serves a mode: the first that exists, or the last name tried."""
-    candidates = [Path(data_path) / name for name in _LISTS[mode]]
-    return next((path for path in candidates if path.exists()), candidates[-1])
-
 
 def build_dataset(
     mode: str,
@@ -57,6 +47,7 @@ def build_dataset(
     *,
     hand: str = "lh",
     num_classes: int | None = None,
+    list_names: ListNames | None = None,
     **settings: object,
 ) -> VideoClsDataset:
     """One hand's dataset for a mode.
@@ -67,21 +58,22 @@ def build_dataset(
         data_root: folder under which the clips lie; `data_path` if empty.
         hand: `lh` or `rh`.
         num_classes: labels must be below it; None: not checked.
+        list_names: names of the list files in the folder; None: the usual ones.
         settings: further keywords of `VideoClsDataset`.
 
     Raises:
         UserError: a missing or unusable list, or no clips under the root.
     """
-    path = list_file(data_path, mode)
-    if not path.exists():
-        raise UserError(f"--{hand}_data_path {data_path}: there is no {path.name} in it")
+    path = find_list(data_path, mode, list_names, hand)
     root = data_root or data_path
     dataset = VideoClsDataset(path, root, mode, hand=hand, num_classes=num_classes, **settings)
     log.info("%s %s: %d clips of %s in %s", hand, mode, len(dataset), path, dataset.clip_folder)
     return dataset
 
 
-def resolve_num_classes(data_set: str, given: int | None, data_path: str | Path, hand: str) -> int:
+def resolve_num_classes(
+    data_set: str, given: int | None, data_path: str | Path, hand: str, list_names: ListNames | None = None
+) -> int:
     """A hand's class count: the flag's, else the data set's, else one more than the largest label.
 
     Raises:
@@ -90,14 +82,8 @@ def resolve_num_classes(data_set: str, given: int | None, data_path: str | Path,
     spec = DATASETS[data_set].num_classes
     if given or spec:
         return given or spec
-    from dataset.annotations import read_clip_list
-
-    paths = {list_file(data_path, mode) for mode in _LISTS}
-    present = [path for path in paths if path.exists()]
-    if not present:
-        raise UserError(
-            f"--{hand}_data_path {data_path}: no list to count the classes of; give --{hand}_num_classes"
-        )
+    paths = {list_file(data_path, mode, list_names, hand) for mode in MODES}
+    present = [path for path in paths if path.is_file()] or [find_list(data_path, "train", list_names, hand)]
     return max(int(read_clip_list(path).labels.max()) for path in present) + 1
 
 

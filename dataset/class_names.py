@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+from dataset.list_text import read_lines
 from utils import UserError
 
 # Blanks, tabs and commas separate, as in the lists; names may hold blanks.
@@ -23,7 +24,7 @@ def read_class_names(path: str | Path, flag: str = "") -> dict[int, str]:
     """
     where = f"{flag} {path}".strip()
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        lines = list(read_lines(Path(path), errors="replace"))
     except OSError as error:
         raise UserError(f"{where}: cannot be read: {error.strerror}") from None
     names: dict[int, str] = {}

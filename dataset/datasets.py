@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import Dataset, get_worker_info
 
 from dataset import sampling
-from dataset.annotations import find_clip_folder, locate, read_clip_list
+from dataset.annotations import clip_folders, find_clip_folder, locate, read_clip_list
 from dataset.decode_process import DecodeProcess
 from dataset.loader import ClipError, ClipReader, DecodedClip
 from dataset.video_transforms import TestTransform, TrainTransform, ValidationTransform
@@ -167,10 +167,11 @@ class VideoClsDataset(Dataset):
             raise ValueError(f"{mode=} is none of {', '.join(MODES)}")
         self.hand, self.mode, self.seed, self.num_sample = hand, mode, seed, num_sample
         self.known_bad: dict[str, str] = {}  # training clips that could not be read, and why
-        self.clips = read_clip_list(anno_path, num_classes, unique=mode != "train")
         self.list_path = Path(anno_path)
         split = "train" if mode == "train" else "val"
         root = data_root or self.list_path.parent
+        folders = clip_folders(root, split)
+        self.clips = read_clip_list(anno_path, num_classes, unique=mode != "train", folders=folders)
         self.clip_folder = find_clip_folder(self.clips, root, split, self.list_path)
         self._reader = reader
         self._sampling = {

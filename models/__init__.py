@@ -2,10 +2,11 @@
 
 from models.modeling_finetune import VIT_SIZES, VisionTransformer
 from models.modeling_finetune_alternating import HANDS, AlternatingDualHeadVisionTransformer, HandLogits
-from models.pretrained import LoadReport, PretrainedError, load_pretrained
+from models.pretrained import DEFAULT_KEYS, LoadReport, PretrainedError, load_pretrained
 from models.weight_files import WeightSource, find_weights
 
 __all__ = [
+    "DEFAULT_KEYS",
     "HANDS",
     "VIT_SIZES",
     "AlternatingDualHeadVisionTransformer",

@@ -38,7 +38,8 @@ _OUTSIDE = {
     "fc_norm": "fc_norm",
     "classifier": "head",
 }
-_BLOCK = re.compile(r"(?:videomae\.)?encoder\.layer\.(\d+)\.(.+)")
+# `encoder.` is also the prefix of a wrapper, and may have been removed.
+_BLOCK = re.compile(r"(?:videomae\.)?(?:encoder\.)?layer\.(\d+)\.(.+)")
 _ATTENTION = "attention.attention."
 _MERGED = tuple(f"{_ATTENTION}{part}.weight" for part in ("query", "key", "value"))
 # transformers before version 5 has the first spelling, and writes it still.
@@ -110,7 +111,7 @@ def facts_of_model(model: nn.Module) -> dict[str, Any]:
     }
 
 
-def to_own_names(weights: Mapping[str, Any]) -> Mapping[str, Any]:
+def to_own_names(weights: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
     """Renames Hugging Face's VideoMAE weights to this project's, and merges each block's q, k and v.
 
     Args:
@@ -124,9 +125,9 @@ def to_own_names(weights: Mapping[str, Any]) -> Mapping[str, Any]:
     Raises:
         PretrainedError: a block has only some of q, k and v.
     """
-    if not any((match := _BLOCK.fullmatch(str(name))) and match[2] in _MERGED for name in weights):
+    if not any((match := _BLOCK.fullmatch(name)) and match[2] in _MERGED for name in weights):
         return weights
-    renamed: dict[str, Any] = {}
+    renamed: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}
     for name, value in weights.items():
         if (match := _BLOCK.fullmatch(name)) is None:

@@ -4,6 +4,7 @@ Nothing here touches files. N tokens lie on a grid (T', H', W'); D is the token 
 """
 
 import math
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -13,11 +14,19 @@ from torch import Tensor, nn
 
 from models.hf_layout import PretrainedError, to_own_names
 from models.modeling_finetune_alternating import HANDS
+from models.other_layouts import unify_names
 
 HEAD_PREFIXES = ("head.", *(f"{hand}_head." for hand in HANDS))
 WRAPPER_PREFIXES = ("_orig_mod.", "module.", "model.", "backbone.", "encoder.")
 POSITIONS = "pos_embed"
+LAST_NORM = ("fc_norm.", "norm.")  # a model has one of them
+DEFAULT_KEYS = "model|module|state_dict"  # VideoMAE V2 and this project, DeepSpeed, Lightning and mmengine
 NAMES_SHOWN = 10
+_NO_PLACE = "not in the model"
+_BLOCK = re.compile(r"blocks\.(\d+)\.")
+_PREFIXED_PATCHES = re.compile(
+    r"(.+\.)(?:patch_embed\.proj(?:ection)?|embeddings\.patch_embeddings\.\w+)\.weight"
+)
 
 
 @dataclass
@@ -50,33 +59,42 @@ class LoadReport:
 
 
 def load_pretrained(
-    model: nn.Module, checkpoint: Mapping[str, Any], model_key: str = "model|module", model_prefix: str = ""
+    model: nn.Module,
+    checkpoint: Mapping[str, Any],
+    model_key: str = DEFAULT_KEYS,
+    model_prefix: str = "",
+    allow_missing: bool = False,
 ) -> LoadReport:
     """Fills a model with a checkpoint's weights and says what became of each.
 
-    Heads are loaded where their shapes fit and left fresh otherwise; everything else that both
-    sides have must fit. A fixed position table is computed by the model and never loaded; a
-    learnable one is resized to the model's grid. Weights are cast to the model's types. Names of
-    Hugging Face's VideoMAE models are understood.
+    Heads are loaded where their shapes fit and left fresh otherwise. Every tensor of the backbone must be
+    in the file, except the last norm, which pretraining does not have, and every tensor of the file's
+    blocks must have a place in the model. A fixed position table is computed by the model and never
+    loaded; a learnable one is resized to the model's grid. Weights are cast to the model's types. Names of
+    Hugging Face's VideoMAE models, mmaction2's and timm's are understood.
 
     Args:
         model: A `VisionTransformer` or its two-headed form, not wrapped or compiled.
         checkpoint: The mapping in the file: weights under a key, or bare.
         model_key: Keys to look under, separated by "|", the first present one wins.
         model_prefix: Use only the names that begin so, without the prefix.
+        allow_missing: Load what both sides have, if there is anything.
 
     Returns:
         What was loaded, dropped, resized and left as initialised.
 
     Raises:
-        PretrainedError: If no weights are found, shapes outside the heads differ, or under half
-            of the backbone's tensors are in the file. The model is then unchanged.
+        PretrainedError: If no weights are found, shapes outside the heads differ, or the file's backbone
+            is not the model's. The model is then unchanged.
 
     Source: the `--finetune` option of VideoMAE V2 (Wang et al., CVPR 2023).
     """
     report = LoadReport()
-    weights = _rename(to_own_names(_select(checkpoint, model_key)), model_prefix, report)
+    weights = to_own_names(_rename(_select(checkpoint, model_key), model_prefix, report))
+    weights = unify_names(weights, report.dropped)
     target = model.state_dict()
+    if not allow_missing:
+        _require_depth(weights, target)
     state: dict[str, Tensor] = {}
     mismatched = []
     for name, value in weights.items():
@@ -97,7 +115,9 @@ def load_pretrained(
         )
     report.loaded.extend(name for name in target if name in state)
     report.initialised.extend(name for name in target if name not in state)
-    _require_backbone(report, weights)
+    _require_backbone(report, allow_missing)
+    if not allow_missing:
+        _require_places(report)
     model.load_state_dict(state, strict=False)
     return report
 
@@ -142,7 +162,7 @@ def _reason_to_drop(name: str, value: Tensor, target: Mapping[str, Tensor]) -> s
     if name == POSITIONS and name not in target:
         return "the model computes its position table"
     if name not in target:
-        return "no such head" if name.startswith(HEAD_PREFIXES) else "not in the model"
+        return "no such head" if name.startswith(HEAD_PREFIXES) else _NO_PLACE
     if name.startswith(HEAD_PREFIXES) and value.shape != target[name].shape:
         there, here = (tensor.shape[:1].numel() for tensor in (value, target[name]))
         return f"{there} classes in the file, {here} in the model"
@@ -196,14 +216,55 @@ def resize_positions(table: Tensor, source: tuple[int, int, int], grid: tuple[in
     return time.permute(2, 0, 1).reshape(1, -1, width)
 
 
-def _require_backbone(report: LoadReport, weights: Mapping[str, Tensor]) -> None:
+def _require_depth(weights: Mapping[str, Tensor], target: Mapping[str, Tensor]) -> None:
+    there, here = (len({m[1] for name in names if (m := _BLOCK.match(name))}) for names in (weights, target))
+    if not there or there == here:
+        return
+    in_file, norm = f"the file has {there} block{'s' * (there > 1)}", "blocks.0.norm1.weight"
+    if norm in weights and weights[norm].shape != target[norm].shape:
+        widths = len(weights[norm]), len(target[norm])
+        raise PretrainedError(
+            f"{in_file} of width {widths[0]}, the model {here} of width {widths[1]}: choose --model to fit"
+        )
+    raise PretrainedError(f"{in_file}, the model {here}: --depth {there}")
+
+
+def _require_backbone(report: LoadReport, allow_missing: bool) -> None:
     missing = [name for name in report.initialised if not name.startswith(HEAD_PREFIXES)]
     found = sum(not name.startswith(HEAD_PREFIXES) for name in report.loaded)
-    if found < len(missing):
+    if found and (allow_missing or all(name.startswith(LAST_NORM) for name in missing)):
+        return
+    total = found + len(missing)
+    unused = [name for name, reason in report.dropped.items() if reason == _NO_PLACE]
+    message = f"none of {total} tensors of the backbone is in the file"
+    if found:
+        names = _some(_by_blocks(missing))
+        message = f"{len(missing)} of {total} tensors of the backbone are not in the file: {names}"
+    prefixes = dict.fromkeys(match[1] for name in unused if (match := _PREFIXED_PATCHES.fullmatch(name)))
+    if prefixes:
+        raise PretrainedError(f"{message}; it has a backbone under --model_prefix {' or '.join(prefixes)}")
+    if unused:
+        message += f"; the file has instead: {_some(_by_blocks(unused))}"
+    if found:
+        message += "; --allow_missing starts them from random values"
+    raise PretrainedError(message)
+
+
+def _require_places(report: LoadReport) -> None:
+    homeless = [n for n, reason in report.dropped.items() if reason == _NO_PLACE and _BLOCK.match(n)]
+    if homeless:
         raise PretrainedError(
-            f"only {found} of {found + len(missing)} tensors of the backbone are in the file; "
-            f"missing: {_some(missing)}; the file has: {_some(weights)}"
+            f"is of another architecture: {len(homeless)} tensors of its blocks have no place in the model: "
+            f"{_some(_by_blocks(homeless))}; --allow_missing leaves them out"
         )
+
+
+def _by_blocks(names: Collection[str]) -> list[str]:
+    """Names of the same tensor in several blocks as one, with their number."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        groups.setdefault(_BLOCK.sub("blocks.*.", name), []).append(name)
+    return [f"{key} ({len(of)})" if len(of) > 1 else of[0] for key, of in groups.items()]
 
 
 def _some(names: Collection[str]) -> str:

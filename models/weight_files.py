@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from models.hf_layout import PretrainedError, facts_of_config, facts_of_model
-from utils import UserError, read_checkpoint
+from utils import UserError, describe_stand_in, read_checkpoint
 
 HUB = "hf://"
 CONFIG = "config.json"
@@ -237,13 +237,19 @@ def _reason(error: BaseException) -> str:
 # --------------------------------------------------------------------------------------- files
 
 
+def _unusable(path: Path, name: str, reason: str) -> UserError:
+    """Return the error of a file that cannot be used; `name` may end with the file itself."""
+    file = "" if name.endswith(f" {path}") else f"{path.name} "
+    return UserError(f"{name}: {file}{describe_stand_in(path) or reason}")
+
+
 def _read_file(path: Path, name: str) -> dict[str, Any]:
     if path.suffix != ".safetensors":
         return read_checkpoint(path, name.removesuffix(f" {path}"))  # which names the file itself
     try:
         return load_file(path)
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{name}: {path.name} is damaged or no safetensors file: {_reason(error)}") from None
+        raise _unusable(path, name, f"is damaged or no safetensors file: {_reason(error)}") from None
 
 
 def _own_description(path: Path, name: str) -> dict[str, Any]:
@@ -252,7 +258,7 @@ def _own_description(path: Path, name: str) -> dict[str, Any]:
         with safe_open(path, "pt") as file:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError, ValueError) as error:
-        raise UserError(f"{name}: damaged or no safetensors file: {_reason(error)}") from None
+        raise _unusable(path, name, f"is damaged or no safetensors file: {_reason(error)}") from None
     try:
         facts = json.loads(metadata.get(ARCHITECTURE, "{}"))
     except ValueError:
@@ -271,7 +277,7 @@ def _read_json(path: Path, name: str) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UserError(f"{name}: {path.name} cannot be read: {_reason(error)}") from None
+        raise _unusable(path, name, f"cannot be read: {_reason(error)}") from None
     if not isinstance(content, dict):
         raise UserError(f"{name}: {path.name} holds a {type(content).__name__}, not an object")
     return content

@@ -224,5 +224,5 @@ def test_class_count_comes_from_the_flag_the_data_set_or_the_lists(tmp_path):
     assert resolve_num_classes("HAVID", 9, tmp_path, "lh") == 9
     assert resolve_num_classes("HAVID", None, tmp_path, "lh") == 75
     assert resolve_num_classes("CUSTOM", None, tmp_path, "lh") == 7
-    with pytest.raises(UserError, match="--lh_num_classes"):
+    with pytest.raises(UserError, match=r"--lh_data_path .*nowhere: there is no such folder"):
         resolve_num_classes("CUSTOM", None, tmp_path / "nowhere", "lh")

@@ -220,7 +220,7 @@ def test_unusable_lists_are_errors_and_the_others_are_checked(check, data):
         conflict.startswith("lh train: ") and "lines 1 and 3 give 'ok0.mp4' two labels, 0 and 1" in conflict
     )
     assert "rh/train_list_video.txt:2: label 7 is out of range" in label
-    assert "rh validation: " in missing and "there is no such list file" in missing
+    assert "rh validation: " in missing and "there is no val_list_video.txt in it" in missing
     assert "rh/test_list_video.txt:1: not `path label`: 'ok2.mp4 left'" in malformed
     assert shown.count("error: ") == 4
 

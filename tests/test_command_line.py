@@ -41,6 +41,10 @@ WITHOUT_EFFECT = {
 REFUSED = {"num_segments", "enable_deepspeed"}
 OWN = {
     "norm_eps": 1e-6,
+    "allow_missing": False,
+    "train_list": None,
+    "val_list": None,
+    "test_list": None,
     "hflip": "off",
     "short_clips": "published",
     "cutmix_region": "frame",
@@ -158,7 +162,7 @@ BAD_FLAGS = [
     (("--lh_num_classes", 3), ["train_list_video.txt:4", "label 3", "out of range", "3 classes"]),
     (("--rh_num_classes", 1), ["rh_v0", "train_list_video.txt:2", "out of range"]),
     (("--lh_data_root", "/nowhere"), ["none of 16", "/nowhere/videos,", "/nowhere/video_train", "r00.mp4"]),
-    (("--lh_data_path", "/nowhere"), ["--lh_data_path /nowhere", "list"]),
+    (("--lh_data_path", "/nowhere"), ["--lh_data_path /nowhere", "no such folder"]),
     (("--rh_data_path", ""), ["--rh_data_path", "--one_stream"]),
     (("--lh_data_path", ""), ["--lh_data_path"]),
     (("--model", "vit_enormous"), ["--model", "vit_enormous"]),

@@ -337,6 +337,20 @@ def test_finetune_starts_from_the_weights_under_its_key(run_main, parsed, tiny_f
     assert not (model.lh_head.weight == 0.01).any()
 
 
+def test_missing_tensors_start_from_random_values_if_the_flag_says_so(parsed, tmp_path):
+    weights = {name: value for name, value in model_of(parsed()).state_dict().items() if "q_bias" not in name}
+    torch.save({"model": weights}, tmp_path / "w.pth")
+    flags = ("--finetune", tmp_path / "w.pth")
+    with pytest.raises(
+        UserError, match=rf"^--finetune {tmp_path}/w\.pth: 1 of 17 .*\.0\.attn\.q_bias; --allow_m"
+    ):
+        run.load_pretrained_file(model_of(parsed()), parsed(*flags))
+    said = run.load_pretrained_file(model_of(parsed()), parsed(*flags, "--allow_missing"))
+    assert "left as initialised: blocks.0.attn.q_bias" in said
+    with pytest.raises(UserError, match=r"the file has 1 block, the model 3: --depth 1$"):
+        run.load_pretrained_file(model_of(parsed("--depth", 3)), parsed(*flags))
+
+
 def test_pinned_memory_is_for_gpus(parsed):
     on, off = parsed(), parsed("--no_pin_mem")
     gpu, cpu = argparse.Namespace(device=torch.device("cuda")), utils.Distributed()

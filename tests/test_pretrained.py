@@ -226,26 +226,82 @@ def test_another_tubelet_size_is_an_error():
     assert "patch_embed.proj.weight: (32, 3, 1, 16, 16) and (32, 3, 2, 16, 16)" in message
 
 
-def test_foreign_weights_are_an_error():
+def test_foreign_weights_are_an_error_even_if_tensors_may_be_missing():
     weights = {f"layer{i}.weight": torch.zeros(3) for i in range(12)}
-    message = assert_refused_unchanged(toy(), {"model": weights}, "only 0 of 30 tensors")
-    assert "patch_embed.proj.weight" in message
+    message = assert_refused_unchanged(toy(), {"model": weights}, "none of 30 tensors of the backbone is in")
     assert "layer9.weight and 2 more" in message
+    with pytest.raises(PretrainedError, match="none of 30 tensors"):
+        load_pretrained(toy(), weights, allow_missing=True)
 
 
-@pytest.mark.parametrize(("kept", "fits"), [(15, True), (14, False)])
-def test_half_of_the_backbone_must_be_there(kept, fits):
-    weights = dict(list(backbone(toy(1)).items())[:kept])
-    if fits:
-        assert len(load_pretrained(toy(), weights).loaded) == 15
+MISSING = {
+    "one": (["blocks.1.attn.v_bias"], "1 of 30", "blocks.1.attn.v_bias; --allow"),
+    "patches": (["patch_embed.proj.weight"], "1 of 30", "patch_embed.proj.weight; --allow"),
+    "of all blocks": (
+        [f"blocks.{block}.mlp.{name}" for block in range(2) for name in ("fc1.weight", "fc1.bias")],
+        "4 of 30",
+        r"blocks.\*.mlp.fc1.weight \(2\), blocks.\*.mlp.fc1.bias \(2\); --allow",
+    ),
+    "beside the last norm": (["fc_norm.bias", "blocks.0.norm1.bias"], "2 of 30", "norm1.bias, fc_norm.bias"),
+}
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_every_tensor_of_the_backbone_must_be_there(case):
+    names, count, shown = MISSING[case]
+    weights = {name: value for name, value in single_head_weights().items() if name not in names}
+    match = rf"^{count} tensors of the backbone are not in the file: .*{shown}"
+    assert_refused_unchanged(toy(), weights, match)
+    model = toy()
+    fresh = {name: model.state_dict()[name].clone() for name in names}
+    report = load_pretrained(model, weights, allow_missing=True)
+    assert set(report.initialised) == {*names, *HEADS}
+    assert_same(model.state_dict(), fresh)
+    assert_same(model.state_dict(), {n: v for n, v in weights.items() if not n.startswith("head")})
+
+
+@pytest.mark.parametrize("kept", [0, 1, 15, 16, 27])
+def test_no_part_of_the_backbone_is_enough(kept):
+    weights = dict(list(backbone(toy(1)).items())[:kept]) | {"x": torch.ones(1)}
+    if kept >= 16:  # both blocks have begun
+        assert_refused_unchanged(toy(), weights, rf"^{30 - kept} of 30 tensors.*the file has instead: x; --a")
     else:
-        assert_refused_unchanged(toy(), weights | {"x": torch.ones(1)}, "only 14 of 30")
+        assert_refused_unchanged(toy(), weights, "none of 30|29 of 30|has 1 block, the model 2: --depth 1$")
+
+
+def test_first_token_s_norm_alone_may_be_fresh():
+    weights = {name: value for name, value in backbone(toy(1)).items() if "fc_norm" not in name}
+    report = load_pretrained(toy(use_mean_pooling=False), weights)
+    assert report.initialised == ["norm.weight", "norm.bias", *HEADS]
+
+
+@pytest.mark.parametrize(("there", "here"), [(3, 12), (12, 3)])
+def test_another_depth_is_named_with_its_flag_alone(there, here):
+    with torch.device("meta"):
+        weights, model = toy(depth=there).state_dict(), toy(depth=here)
+    with pytest.raises(PretrainedError) as error:
+        load_pretrained(model, {"model": weights})
+    assert str(error.value) == f"the file has {there} blocks, the model {here}: --depth {there}"
+
+
+@pytest.mark.parametrize(("there", "here"), [(3, 1), (1, 3)])
+def test_another_depth_may_be_wanted(there, here):
+    weights, model = toy(1, depth=there).state_dict(), toy(depth=here)
+    report = load_pretrained(model, weights, allow_missing=True)
+    assert_same(model.state_dict(), {name: weights[name] for name in report.loaded})
+    assert len(report.loaded) == len([name for name in weights if name in model.state_dict()])
+
+
+def test_another_depth_and_width_are_another_model():
+    weights = toy(embed_dim=48, depth=3).state_dict()
+    match = "^the file has 3 blocks of width 48, the model 2 of width 32: choose --model to fit$"
+    assert_refused_unchanged(toy(), weights, match)
 
 
 @pytest.mark.parametrize(
     ("checkpoint", "match"),
     [
-        ({"state_dict": {"a": torch.ones(1)}, "epoch": 1}, "no weights found at the top.*state_d"),
+        ({"weights": {"a": torch.ones(1)}, "epoch": 1}, "no weights found at the top.*weights, epoch"),
         ({"model": {"a": 1}}, "no weights found under 'model'"),
         ({"model": None}, "no weights found under 'model'"),
         ({}, "no weights found"),

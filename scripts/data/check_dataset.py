@@ -19,8 +19,16 @@ from pathlib import Path
 from typing import Any
 
 import utils
-from dataset.build import DATASETS, list_file
-from run_alternating_hand_finetuning import active_hands, check_args, get_parser, make_reader, modes_of
+from dataset.build import DATASETS
+from dataset.list_files import find_list, list_file
+from run_alternating_hand_finetuning import (
+    active_hands,
+    check_args,
+    get_parser,
+    list_names,
+    make_reader,
+    modes_of,
+)
 from scripts.data.check_display import print_report, show_progress, visible
 from scripts.data.clip_probe import ClipFacts, ClipFile, ClipProber, probe_clips
 from scripts.data.hand_lists import HandList, describe_list, read_hand_list
@@ -75,11 +83,13 @@ def read_lists(args: argparse.Namespace) -> tuple[list[HandList], list[Finding]]
     for hand in active_hands(args):
         data_path = getattr(args, f"{hand}_data_path")
         root = getattr(args, f"{hand}_data_root") or data_path
+        names = list_names(args)
         modes: dict[Path, str] = {}
         for mode in modes_of(args):
-            modes.setdefault(list_file(data_path, mode), mode)
-        for path, mode in modes.items():
+            modes.setdefault(list_file(data_path, mode, names, hand), mode)
+        for mode in modes.values():
             try:
+                path = find_list(data_path, mode, names, hand)
                 lists.append(read_hand_list(hand, mode, path, root, stated_classes(args, hand)))
             except UserError as error:
                 errors.append(Finding(f"{hand} {mode}: {error}"))

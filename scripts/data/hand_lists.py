@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from dataset import storage
-from dataset.annotations import ClipList, find_clip_folder, locate, read_clip_list
+from dataset.annotations import ClipList, clip_folders, find_clip_folder, locate, read_clip_list
 from scripts.data.clip_probe import ClipFacts, ClipFile
 
 
@@ -84,8 +84,9 @@ def read_hand_list(hand: str, mode: str, path: Path, root: str, num_classes: int
     Raises:
         UserError: an unusable list or data root.
     """
-    clips = read_clip_list(path, num_classes)
-    folder = find_clip_folder(clips, root, "train" if mode == "train" else "val", path)
+    split = "train" if mode == "train" else "val"
+    clips = read_clip_list(path, num_classes, folders=clip_folders(root, split))
+    folder = find_clip_folder(clips, root, split, path)
     keys = [_identify(locate(name, folder)) for name in clips]
     return HandList(hand, mode, path, clips, folder, keys)
 

@@ -23,7 +23,13 @@ from dataset.class_names import names_beside_lists, read_class_names
 from dataset.datasets import MODES, VideoClsDataset
 from models import HANDS
 from optim_factory import uses_mixup
-from run_alternating_hand_finetuning import NOT_INHERITED, active_hands, build_datasets, get_args, get_parser
+from run_alternating_hand_finetuning import (
+    active_hands,
+    build_datasets,
+    get_args,
+    get_parser,
+    inherited_flags,
+)
 from scripts.tools.contact_sheet import ContactSheet, Section
 from scripts.tools.view_pictures import choose_clips, make_clip, shown_frames
 from utils import UserError
@@ -64,14 +70,14 @@ def parse_flags(argv: Sequence[str] | None) -> argparse.Namespace:
         UserError: contradictory or unusable flags, or no run.
     """
     parser = make_parser()
-    run = parser.parse_args(argv).run
-    if run is not None:
-        parser.set_defaults(**flags_of_run(Path(run)))
+    given = parser.parse_args(argv)
+    if given.run is not None:
+        parser.set_defaults(**inherited_flags(flags_of_run(Path(given.run)), given))
     return get_args(argv, parser=parser)
 
 
 def flags_of_run(folder: Path) -> dict[str, Any]:
-    """What a run's `args.json` says of data, views and augmentation."""
+    """Return what a run's `args.json` says."""
     path = folder / "args.json"
     try:
         saved = json.loads(path.read_text())
@@ -81,7 +87,7 @@ def flags_of_run(folder: Path) -> dict[str, Any]:
         raise UserError(f"--run {folder}: {path.name} is not JSON: {error}") from None
     if not isinstance(saved, dict):
         raise UserError(f"--run {folder}: {path.name} does not hold a run's flags")
-    return {name: value for name, value in saved.items() if name not in NOT_INHERITED}
+    return saved
 
 
 def make_section(args: argparse.Namespace, hand: str, dataset: VideoClsDataset) -> Section:

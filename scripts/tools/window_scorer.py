@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from dataset.list_text import read_lines, unquote
 from dataset.loader import ClipError
 from dataset.video_transforms import ValidationTransform
 from dataset.volume_transforms import ClipsToInput
@@ -209,6 +210,12 @@ def describe_scorer(scorer: WindowScorer) -> dict[str, object]:
     }
 
 
+def _named_file(text: str) -> Path:
+    """Return the file of a list's line, without quotes around it unless it has them in its own name."""
+    inner = unquote(text)
+    return Path(text if inner is None or Path(text).exists() else inner)
+
+
 def find_videos(places: Iterable[str | Path], list_file: Path | None = None) -> list[Path]:
     """Video files: those named, those of folders (with all folders in them), those of a list, each once.
 
@@ -222,10 +229,9 @@ def find_videos(places: Iterable[str | Path], list_file: Path | None = None) -> 
     places = [Path(place) for place in places]
     if list_file is not None:
         try:
-            lines = list_file.read_text(encoding="utf-8-sig", errors="surrogateescape").splitlines()
+            places += [_named_file(line.strip()) for line in read_lines(list_file) if line.strip()]
         except OSError as error:
             raise UserError(f"--list {list_file}: cannot be read: {error.strerror}") from None
-        places += [Path(line.strip()) for line in lines if line.strip()]
     found: dict[Path, Path] = {}
     for place in places:
         inside = [place]

@@ -12,10 +12,10 @@ import numpy as np
 from PIL import Image
 
 from dataset import storage
-from dataset.annotations import find_clip_folder, locate, read_clip_list
-from dataset.build import list_file
+from dataset.annotations import clip_folders, find_clip_folder, locate, read_clip_list
+from dataset.list_files import find_list
 from dataset.loader import ClipError
-from run_alternating_hand_finetuning import make_reader
+from run_alternating_hand_finetuning import list_names, make_reader
 from scripts.tools.report.run_data import Run
 from utils import UserError
 
@@ -69,10 +69,10 @@ class ClipPictures:
         root = getattr(self._run.args, f"{hand}_data_root") or path
         if not path:
             raise UserError("the run does not say where its clips are")
-        listed = list_file(path, "test")
-        clips = read_clip_list(listed)
         if storage.is_url(str(root)):
             raise UserError("behind a URL")
+        listed = find_list(path, "test", list_names(self._run.args), hand)
+        clips = read_clip_list(listed, folders=clip_folders(root, "val"))
         return dict(zip(clips, clips.frames.tolist(), strict=True)), find_clip_folder(
             clips, root, "val", listed
         )
