@@ -17,6 +17,8 @@ from av.video.stream import VideoStream
 
 Source = str | Path | bytes
 
+# PyAV 19 reads tags in any encoding; before, it must be told not to raise.
+_ANY_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 _TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")  # they draw text files
 _PICTURE_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
 # Without it a damaged JPEG frame shows rows of an earlier frame, and nothing says so.
@@ -49,7 +51,7 @@ def open_video(source: Source, threads: int = 1) -> Iterator[tuple[InputContaine
 def _opened(source: Source, threads: int) -> Iterator[tuple[InputContainer, VideoStream]]:
     # The prefix keeps ffmpeg from taking what is before a colon in a name for a protocol.
     file = io.BytesIO(source) if isinstance(source, bytes) else f"file:{os.fspath(source)}"
-    with av.open(file, metadata_errors="replace") as container:
+    with av.open(file, **_ANY_TAGS) as container:
         stream = container.streams.best("video")
         if stream is None or stream.disposition & Disposition.attached_pic:
             raise ClipError("holds no video")
