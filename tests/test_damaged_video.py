@@ -146,10 +146,12 @@ def has_stray_packets(source):
 
 
 def test_packets_of_streams_that_damage_made_up_are_left_out(files):
-    damaged = (lose_packets(files("mpeg2.ts"), np.random.default_rng(seed)) for seed in range(200))
-    source = next(filter(has_stray_packets, damaged))
-    with contextlib.suppress(ClipError):
-        assert video.count_frames(source) > 0
+    damaged = [lose_packets(files("mpeg2.ts"), np.random.default_rng(seed)) for seed in range(100)]
+    with_strays = [source for source in damaged if has_stray_packets(source)]
+    assert with_strays or int(av.__version__.partition(".")[0]) >= 19  # which leaves them out itself
+    for source in with_strays or damaged[:5]:
+        with contextlib.suppress(ClipError):  # some are not even a stream any more
+            assert video.count_frames(source) > 0
 
 
 # ---------------------------------------------------------------------------------------- truncation
@@ -221,8 +223,6 @@ def test_tags_need_not_be_utf_8(files, tmp_path):
     data = path.read_bytes()
     assert data.count(b"ZZZZ") == 1
     path.write_bytes(data.replace(b"ZZZZ", b"\xe9t\xe9s"))
-    with pytest.raises(UnicodeDecodeError):
-        av.open(str(path)).close()
     assert read_numbers(decode_all(path)) == list(range(N_FRAMES))
     assert read_numbers(ClipReader().read(str(path), 0, lambda n: np.array([31])).frames) == [31]
 
