@@ -19,7 +19,7 @@ import cv2
 import numpy as np
 
 from dataset import storage, video
-from dataset.video import ClipError, IndexRule
+from dataset.video import ClipError, DamagedFrameError, IndexRule
 
 VIDEO_BACKENDS = ("auto", "decord", "pyav")
 
@@ -103,7 +103,7 @@ class ClipReader:
         pictures = [self._read_picture(folder, name) for name in names]
         for name, picture in zip(names, pictures, strict=True):
             if picture.shape != pictures[0].shape:
-                raise ClipError(f"{name}: has another size than {names[0]}")
+                raise DamagedFrameError(f"{name}: has another size than {names[0]}")
         return DecodedClip(np.stack(pictures), positions)
 
     def _read_picture(self, folder: str, name: str) -> np.ndarray:
@@ -111,10 +111,10 @@ class ClipReader:
             content = self._fetched(storage.join(folder, name))
             data = content if isinstance(content, bytes) else Path(content).read_bytes()
         except OSError as error:
-            raise ClipError(f"{name}: {_reason(error)}") from None
+            raise DamagedFrameError(f"{name}: {_reason(error)}") from None
         picture = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB) if data else None
         if picture is None:
-            raise ClipError(f"{name}: is no picture")
+            raise DamagedFrameError(f"{name}: is no picture")
         return picture
 
 

@@ -28,6 +28,7 @@ import numpy as np
 
 from dataset.video_file import (
     ClipError,
+    DamagedFrameError,
     Source,
     decode,
     explain,
@@ -43,6 +44,7 @@ __all__ = [
     "READER_VERSION",
     "ChosenFrames",
     "ClipError",
+    "DamagedFrameError",
     "IndexRule",
     "VideoHeader",
     "check_for_decord",
@@ -271,7 +273,7 @@ def _stack(frames: Iterator[av.VideoFrame], numbers: np.ndarray) -> np.ndarray:
     stacked = np.empty((len(numbers), *first.shape), np.uint8)
     for place, rgb in enumerate(itertools.chain([first], map(to_rgb, frames))):
         if rgb.shape != first.shape:
-            raise ClipError(f"frame {numbers[place]} has another size than frame {numbers[0]}")
+            raise DamagedFrameError(f"frame {numbers[place]} has another size than frame {numbers[0]}")
         stacked[place] = rgb
     return stacked
 

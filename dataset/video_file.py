@@ -29,6 +29,10 @@ class ClipError(Exception):
     """A clip that cannot be opened or decoded; the message is one line without its path."""
 
 
+class DamagedFrameError(ClipError):
+    """A wanted frame that is damaged or missing. Other frames of the clip may well be readable."""
+
+
 @contextlib.contextmanager
 def open_video(source: Source, threads: int = 1) -> Iterator[tuple[InputContainer, VideoStream]]:
     """Opens a video and picks its stream, as ffmpeg's `av_find_best_stream` does.
@@ -102,10 +106,10 @@ def is_fresh_start(frame: av.VideoFrame) -> bool:
     return frame.key_frame and frame.pict_type == PictureType.I
 
 
-def lost(number: int, cause: av.VideoFrame | Exception | None = None) -> ClipError:
-    """The error of a frame that does not come, or comes damaged."""
+def lost(number: int, cause: av.VideoFrame | Exception | None = None) -> DamagedFrameError:
+    """Return the error of a frame that does not come, or comes damaged."""
     reason = f": {explain(cause)}" if isinstance(cause, Exception) else ""
-    return ClipError(f"frame {number} is damaged or missing{reason}")
+    return DamagedFrameError(f"frame {number} is damaged or missing{reason}")
 
 
 def explain(error: Exception) -> str:
