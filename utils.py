@@ -673,7 +673,8 @@ def explain(error: Exception) -> str | None:
     text = " ".join(str(error).split())
     if lack := _shortage(error):
         return lack
-    if dist.is_initialized() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", text):
+    among_ranks = dist.is_initialized() or isinstance(error, dist.DistNetworkError)
+    if among_ranks and re.search(r"[Cc]onnection (was likely )?(closed|reset|refused)|Broken pipe", text):
         return f"another process of this run is gone; its own output says why ({text[:200]})"
     if "Timed out waiting" in text:
         return f"another process of this run did not answer for --dist_timeout minutes ({text[:200]})"

@@ -110,9 +110,10 @@ class DecodeProcess:
         while True:
             try:
                 request = pipe.recv()
-            except EOFError:
+                reply = self._reply(request)
+                pipe.send(reply)
+            except (EOFError, ConnectionError):  # the parent is gone
                 return
-            pipe.send(self._reply(request))
 
     def _reply(self, request: tuple[Any, ...]) -> Any:
         try:
