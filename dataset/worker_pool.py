@@ -146,8 +146,9 @@ class _Worker:
         """
         while not self.connection.poll(_TICK):
             on_wait()
+            # Its child may hold the other end of the connection a while longer.
             if not self._process.is_alive() and not self.connection.poll():
-                break
+                raise UserError(self._describe_end())
         try:
             reply = self.connection.recv()
         except (EOFError, ConnectionError):

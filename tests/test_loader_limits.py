@@ -8,6 +8,7 @@ import itertools
 import multiprocessing
 import os
 import resource
+import signal
 import tempfile
 import time
 from functools import partial
@@ -24,6 +25,7 @@ from dataset.loader import ClipReader
 from dataset.processes import use_one_thread
 from scripts.data.check_dataset import main as check_dataset
 from scripts.data.killable_pool import work_through
+from utils import UserError
 
 SIZES = {"clip_len": 4, "frame_sample_rate": 2, "crop_size": 32, "short_side_size": 36}
 _NEW_NAMESPACE_OF_MOUNTS, _PRIVATE, _READ_ONLY = 0x20000, 1 << 18 | 1 << 14, 1
@@ -219,6 +221,32 @@ def test_consumer_that_raises_while_it_waits_ends_the_workers(clips, monkeypatch
     assert not multiprocessing.active_children()
 
 
+def test_end_of_a_worker_is_noticed_though_its_child_lives_on(clips, monkeypatch):
+    noted = clips / "child"
+
+    def outlive_the_worker(*given):
+        ctypes.CDLL(None).prctl(1, 0)  # the system no longer ends this process with its parent
+        noted.with_suffix(".part").write_text(str(os.getpid()))
+        noted.with_suffix(".part").rename(noted)
+        time.sleep(3600)
+
+    def kill_the_worker():
+        if noted.exists():
+            for worker in multiprocessing.active_children():
+                worker.kill()
+
+    monkeypatch.setattr(ClipReader, "read", outlive_the_worker)
+    dataset = build_dataset("train", clips, **SIZES)
+    batches = build_loader(
+        {"lh": dataset}, [[ClipKey("lh", 0, 2)]], 1, decode_timeout=0, on_wait=kill_the_worker
+    )
+    try:
+        with pytest.raises(UserError, match="a process of the loader failed: SIGKILL ended it"):
+            next(batches)
+    finally:
+        os.kill(int(noted.read_text()), signal.SIGKILL)
+
+
 # ------------------------------------------------------------------------------------ bad clips
 
 
@@ -241,6 +269,18 @@ def test_bad_clip_is_tried_by_one_worker_alone(clips, monkeypatch):
     bad, good = [ClipKey("lh", 0, 1)], [ClipKey("lh", 0, 2)]
     batches = list(build_loader({"lh": dataset}, [bad, *[good] * 6, bad, bad], 2))
     assert [len(batch.bad) for batch in batches] == [1, *[0] * 6, 1, 1]
+    assert tries.read_text().split().count("c1.mp4") == 1
+
+
+def test_bad_clip_is_tried_by_one_rank_alone(fork_run, tiny_flags, clips, monkeypatch):
+    tries = tries_of(clips, monkeypatch)
+    flags = ("--lh_data_path", clips, "--batch_size", 1, "--update_freq", 1, "--log_interval", 1)
+    flags = (*flags, "--alternation_steps", 1, "--epochs", 5, "--disable_eval_during_finetuning")
+    flags = (*flags, "--num_workers", 1, "--max_bad_clips", 0.2, "--output_dir", clips / "run")
+    # The validation list, which the test reads, must not name the bad clip.
+    write_list(clips / "val_list_video.txt", [("c0.mp4", 0), ("c2.mp4", 1)])
+    results = fork_run(*tiny_flags, *flags, ranks=2)
+    assert [result.code for result in results] == [0, 0], results
     assert tries.read_text().split().count("c1.mp4") == 1
 
 
