@@ -15,6 +15,7 @@ import mmap
 import multiprocessing
 import multiprocessing.util
 import signal
+import time
 import traceback
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from multiprocessing.connection import Connection
@@ -171,17 +172,19 @@ class _Worker:
         """Ends the process, whatever it does."""
         self._process.kill()
 
-    def forget(self) -> None:
-        """Frees what belongs to a process that was killed."""
-        self._process.join(_PATIENCE)  # one that waits for a dead network drive cannot even be killed
+    def forget(self, deadline: float) -> None:
+        """Frees what belongs to a process that was killed, and waits for its end until a time."""
+        self._process.join(max(0.0, deadline - time.monotonic()))
         self.connection.close()
 
 
 def _end(pool: list[_Worker]) -> None:
     for worker in pool:
         worker.kill()
+    # A process that waits for a dead network drive cannot even be killed.
+    deadline = time.monotonic() + _PATIENCE
     for worker in pool:
-        worker.forget()
+        worker.forget(deadline)
 
 
 # ------------------------------------------------------------------------------- in the worker

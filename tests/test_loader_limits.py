@@ -175,6 +175,22 @@ def test_too_few_processes_are_one_line(clips, most):
     assert "--num_workers" in text and "\n" not in text
 
 
+def error_of_pool(limit):
+    limit()
+    try:
+        list(work_through([0], str, str, 1))
+    except UserError as error:
+        return str(error)
+    return ""
+
+
+def test_too_few_processes_for_a_killable_pool_are_one_line():
+    if os.getuid():
+        pytest.skip("the limit of processes is set for another user, which needs the rights of root")
+    text = in_child(error_of_pool, partial(limit_processes, 1))
+    assert text.startswith("the limit of processes is reached (ulimit -u"), text
+
+
 def test_memory_that_cannot_be_had_is_one_line(clips):
     text = error_of_loader(clips, crop_size=10**6)
     assert text.startswith("UserError: out of memory: "), text
