@@ -301,7 +301,7 @@ class AlternatingTrainer:
     def _next_batch(self, step: int, hand: str) -> Any:
         # No rank computes before all have their clips: it would wait inside a library for a rank that
         # stops without them, and could not hear a signal there.
-        with self.data_wait.measure(), self.together():
+        with self.together(), self.data_wait.measure():
             batch = next(self.batches)
         if batch.hand != hand:
             raise RuntimeError(f"step {step} trains {hand}, but the loader served {batch.hand}")

@@ -628,14 +628,9 @@ def lack_of_files(error: Exception) -> str | None:
     return None
 
 
-def _lack_of_processes(error: Exception) -> str | None:
-    is_lack = isinstance(error, OSError) and error.errno == errno.EAGAIN
-    if is_lack or "can't start new thread" in str(error):
-        return (
-            "the limit of processes is reached (ulimit -u, or that of a container): raise it, or lower "
-            "--num_workers"
-        )
-    return None
+_TOO_MANY_PROCESSES = (
+    "the limit of processes is reached (ulimit -u, or that of a container): raise it, or lower --num_workers"
+)
 
 
 def _lack_of_memory(error: Exception) -> str | None:
@@ -649,7 +644,9 @@ def _lack_of_memory(error: Exception) -> str | None:
 
 
 def _shortage(error: Exception) -> str | None:
-    return lack_of_files(error) or _lack_of_memory(error) or _lack_of_processes(error)
+    if "can't start new thread" in str(error):
+        return _TOO_MANY_PROCESSES
+    return lack_of_files(error) or _lack_of_memory(error)
 
 
 @contextlib.contextmanager
@@ -662,7 +659,8 @@ def naming_shortages(task: str) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        lack = _shortage(error)
+        # Elsewhere than in a fork, EAGAIN has other meanings.
+        lack = _TOO_MANY_PROCESSES if error.errno == errno.EAGAIN else _shortage(error)
         if lack is None:
             raise
         raise UserError(f"{lack} ({task})") from error
@@ -684,8 +682,7 @@ def explain(error: Exception) -> str | None:
 class StopSignals:
     """SIGTERM and SIGUSR1, by which schedulers announce the end of a job.
 
-    Any rank may hear one. All ranks obey at the same call of `together`, and do nothing after it that
-    waits for another rank and that this rank has not reached.
+    Any rank may hear one. All ranks obey at the same call of `together`.
 
     Args:
         timeout_minutes: how long to wait for another rank.
@@ -724,8 +721,9 @@ class StopSignals:
             self._store.set("heard", "yes")
             self._said = True
         elif time.monotonic() - self._asked > _STORE_INTERVAL:
-            self._heard = self._store.check(["heard"])
             self._asked = time.monotonic()
+            if self._store.check(["heard"]):  # a signal of our own may come meanwhile: it must not be lost
+                self._heard = True
 
     @contextlib.contextmanager
     def together(self) -> Iterator[None]:

@@ -31,7 +31,8 @@ from utils import UserError, naming_shortages, terminal
 _AHEAD = 2  # batches that a worker makes before they are asked for
 _TICK = 0.2  # seconds between looks at a worker that does not answer
 _PATIENCE = 1.0  # seconds until a killed process must have ended
-# A task must fit into the buffer of a socket: a worker that sends a large batch reads none meanwhile.
+# Clips that a task names as bad. Tasks must fit into the buffer of a socket: a worker that sends a reply does
+# not read, and both ends would wait for each other.
 _NEWS_PER_TASK = 20
 
 
@@ -61,6 +62,8 @@ def serve_batches(
         UserError: a worker's own, a worker that ended, or too little memory, too few processes or files.
     """
     most, tasks = _most_clips(batches)
+    if not most:
+        return
     if isinstance(batches, Collection):
         num_workers = min(num_workers, len(batches))
     pool: list[_Worker] = []
@@ -109,10 +112,7 @@ class _Worker:
         self._hands, self._most_clips = hands, most_clips
         size = most_clips * hands.most_bytes
         self._slots = np.frombuffer(mmap.mmap(-1, _AHEAD * size), np.uint8).reshape(_AHEAD, size)
-        self._slot_to_fill, self._slot_to_read = (
-            itertools.cycle(range(_AHEAD)),
-            itertools.cycle(range(_AHEAD)),
-        )
+        self._given = self._received = 0
         self._known = {hand: len(clips.known_bad) for hand, clips in hands.hands.items()}
         context = multiprocessing.get_context("fork")
         self.connection, theirs = context.Pipe()
@@ -125,7 +125,8 @@ class _Worker:
         """Asks for a batch; at most `_AHEAD` may be outstanding."""
         if len(keys) > self._most_clips:
             raise ValueError(f"a batch of {len(keys)} clips after one of {self._most_clips}")
-        task = _Task(next(self._slot_to_fill), keys, self._take_news())
+        task = _Task(self._given % _AHEAD, keys, self._take_news())
+        self._given += 1
         with contextlib.suppress(ConnectionError):  # the end of a worker is noticed in `receive`
             self.connection.send(task)
 
@@ -156,7 +157,9 @@ class _Worker:
             raise UserError(self._describe_end()) from None
         if isinstance(reply, Exception):
             raise reply
-        return _copy_out(reply, self._slots[next(self._slot_to_read)], pin_memory)
+        slot = self._slots[self._received % _AHEAD]
+        self._received += 1
+        return _copy_out(reply, slot, pin_memory)
 
     def _describe_end(self) -> str:
         self._process.join(_PATIENCE)

@@ -1,5 +1,6 @@
 """Runs that are killed, preempted or lose a rank, and go on as if nothing had been."""
 
+import contextlib
 import functools
 import itertools
 import os
@@ -272,6 +273,21 @@ def test_evaluation_alone_dies_of_the_signal_like_any_program(fork_run, full_run
     (result,) = fork_run(*flags, fault=fault)
     assert result.code == -signal.SIGTERM
     assert not (tmp_path / "PREEMPTED").exists()
+
+
+def test_signal_that_comes_while_the_other_ranks_are_asked_is_not_lost():
+    class Store:
+        def check(self, keys):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return False
+
+        def set(self, key, value):
+            pass
+
+    with contextlib.closing(utils.StopSignals()) as stop:
+        stop._store = Store()
+        with pytest.raises(utils.Preempted):
+            stop.check()
 
 
 def test_interrupt_from_the_keyboard_ends_in_a_line(fork_run, tiny_flags, tmp_path):
