@@ -55,6 +55,8 @@ from utils import (
 log = logging.getLogger(__name__)
 
 ToClips = Callable[..., torch.Tensor]
+# Encloses what all ranks end in the same way: with Preempted, or not (`utils.StopSignals.together`).
+Together = Callable[[], contextlib.AbstractContextManager[None]]
 Look = Callable[[str, str, ClipScores], None]  # at a set of weights' merged clips of a hand, on rank 0
 
 
@@ -207,6 +209,16 @@ class HandMeters:
         for i, value in enumerate((loss.double() * views, hits, views, views * mixed)):
             row[i] += value
 
+    @contextlib.contextmanager
+    def whole_step(self) -> Iterator[None]:
+        """Forgets what was added inside, if the step did not come to its end."""
+        before = self.sums.clone()
+        try:
+            yield
+        except Preempted:
+            self.sums = before
+            raise
+
     def averages(self, sums: np.ndarray) -> dict[str, float]:
         """{`lh_loss`: ..., `lh_top1`: ...} of sums over ranks.
 
@@ -245,10 +257,11 @@ class AlternatingTrainer:
         mixups: Mapping[str, Any],
         ema: Any = None,
         draw_token_mask: Callable[[int, np.random.Generator], torch.Tensor] | None = None,
+        together: Together = contextlib.nullcontext,
     ):
         self.model, self.batches, self.updater, self.recipe = model, batches, updater, recipe
         self.criterion, self.to_clips, self.mixups, self.ema = criterion, to_clips, mixups, ema
-        self.draw_token_mask = draw_token_mask
+        self.draw_token_mask, self.together = draw_token_mask, together
         self.data_wait = DataWait(recipe.runtime.device)
         self.bad: list[Any] = []
         # Names of the last micro batches, for the message of a non-finite loss.
@@ -257,7 +270,15 @@ class AlternatingTrainer:
         )
 
     def optimizer_step(self, step: int, meters: HandMeters) -> torch.Tensor:
-        """All micro steps of one optimizer step; returns the gradient norm."""
+        """All micro steps of one optimizer step; returns the gradient norm.
+
+        Raises:
+            Preempted: on all ranks, before weights or meters have changed.
+        """
+        with meters.whole_step():
+            return self._micro_steps(step, meters)
+
+    def _micro_steps(self, step: int, meters: HandMeters) -> torch.Tensor:
         hand = self.recipe.alternation.hand_at(step)
         self.updater.set_rates(step)
         for micro in range(self.updater.update_freq):
@@ -278,7 +299,9 @@ class AlternatingTrainer:
         return self.model.no_sync() if distributed else contextlib.nullcontext()
 
     def _next_batch(self, step: int, hand: str) -> Any:
-        with self.data_wait.measure():
+        # No rank computes before all have their clips: it would wait inside a library for a rank that
+        # stops without them, and could not hear a signal there.
+        with self.together(), self.data_wait.measure():
             batch = next(self.batches)
         if batch.hand != hand:
             raise RuntimeError(f"step {step} trains {hand}, but the loader served {batch.hand}")
@@ -369,13 +392,11 @@ class EpochHooks:
             made so far, the meters' sums over ranks, and whether it stops. Not at the epoch's end:
             what is saved there has been validated.
         collect_bad: before the others, where any rank met unreadable clips.
-        stops: after every step: whether the run is to stop there.
     """
 
     record: Callable[[int, dict[str, float]], None] = _nothing
     save: Callable[[int, np.ndarray, bool], None] = _nothing
     collect_bad: Callable[[], None] = _nothing
-    stops: Callable[[], bool | None] = _nothing
 
 
 def train_one_epoch_alternating(
@@ -402,7 +423,7 @@ def train_one_epoch_alternating(
     Raises:
         NonFiniteLoss: on all ranks, at most a logging interval after the fact, and before anything
             is saved.
-        Preempted: on all ranks, when `hooks.stops` said so before the epoch's last step.
+        Preempted: on all ranks, after the same step, which is saved.
     """
     recipe = trainer.recipe
     before, last_step = epoch * recipe.steps_per_epoch, (epoch + 1) * recipe.steps_per_epoch
@@ -415,25 +436,32 @@ def train_one_epoch_alternating(
     ) as line:
         for step in range(first_step, last_step):
             line.show(step - before, recipe.alternation.hand_at(step), *words)
-            norm = trainer.optimizer_step(step, meters)
+            try:
+                norm = trainer.optimizer_step(step, meters)
+            except Preempted:
+                hooks.save(step, _read_sums(trainer, meters, hooks), True)
+                raise
             done = step + 1
             logs = done % recipe.log_interval == 0 or done == last_step
-            stops = bool(hooks.stops()) and done < last_step
             saves = recipe.save_interval > 0 and done % recipe.save_interval == 0 and done < last_step
-            if logs or saves or stops:
-                sums, n_bad_clips = trainer.read_sums(meters)
-                if n_bad_clips:
-                    hooks.collect_bad()
+            if logs or saves:
+                sums = _read_sums(trainer, meters, hooks)
             if logs:
                 values = meters.averages(sums) | _progress_figures(trainer, step, norm)
                 values |= clock.interval(done)
                 words = _log_progress(recipe, epoch, step, last_step, values)
                 hooks.record(done, values)
-            if saves or stops:
-                hooks.save(done, sums, stops)
-            if stops:
-                raise Preempted
+            if saves:
+                hooks.save(done, sums, False)
     return values | clock.whole()
+
+
+def _read_sums(trainer: AlternatingTrainer, meters: HandMeters, hooks: EpochHooks) -> np.ndarray:
+    """The meters' sums over ranks; unreadable clips that any rank met are collected on the way."""
+    sums, n_bad_clips = trainer.read_sums(meters)
+    if n_bad_clips:
+        hooks.collect_bad()
+    return sums
 
 
 def _progress_figures(trainer: AlternatingTrainer, step: int, norm: torch.Tensor) -> dict[str, float]:
@@ -451,7 +479,7 @@ def collect_bad_clips(
     list_lengths: Mapping[str, int],
     most: float,
     output_dir: Path,
-) -> None:
+) -> dict[str, list[str]]:
     """Adds the unreadable clips that all ranks met to `known`, {hand: {clip: reason}}.
 
     Rank 0 lists them in `bad_clips_{hand}.txt`.
@@ -463,13 +491,20 @@ def collect_bad_clips(
         most: share of a list that may be unreadable.
         output_dir: where rank 0 writes.
 
+    Returns:
+        {hand: names of those that no rank needs to try again}.
+
     Raises:
         UserError: on all ranks, if a hand has more of them.
     """
     gathered = broadcast_object(gather_objects(trainer.bad))
     trainer.bad = []
     news = set()
-    for hand, name, reason in itertools.chain(*gathered):
+    lasting: dict[str, list[str]] = {}
+    for clip in itertools.chain(*gathered):
+        hand, name, reason = clip
+        if clip.lasts:
+            lasting.setdefault(hand, []).append(name)
         if name not in known.setdefault(hand, {}):
             known[hand][name] = reason
             news.add(hand)
@@ -484,6 +519,7 @@ def collect_bad_clips(
                 f"cannot be read, such as {name} ({reason}): repair them or take them from the list; "
                 f"all are in {path}"
             )
+    return lasting
 
 
 def _log_progress(
@@ -546,22 +582,21 @@ def _merge_ranks(ranks: Sequence[ViewScores], hand: str) -> tuple[ClipScores, di
     return merged, accuracy_metrics(merged, len(scores.unreadable))
 
 
-def until_stopped(batches: Iterable[Any], rounds: int, stops: Callable[[], bool]) -> Iterator[Any]:
-    """A rank's batches of an evaluation, unless it is to stop.
+def until_stopped(batches: Iterable[Any], together: Together, check: Callable[[], None]) -> Iterator[Any]:
+    """A rank's batches of an evaluation, unless the run is to stop.
 
     Args:
-        batches: at most `rounds`; ranks may have unequally many.
-        rounds: how often every rank asks.
-        stops: whether to stop, the same on all ranks at each round.
+        batches: ranks may have unequally many.
+        together: all ranks leave it in the same way, which they agree on when all are through.
+        check: raises Preempted if this rank is to stop.
 
     Raises:
-        Preempted: on all ranks, in the same round.
+        Preempted: on all ranks.
     """
-    batches = iter(batches)
-    for _ in range(rounds):
-        if stops():
-            raise Preempted
-        yield from itertools.islice(batches, 1)
+    with together():
+        for batch in batches:
+            check()
+            yield batch
 
 
 def validation_one_epoch_alternating(

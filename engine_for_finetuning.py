@@ -520,7 +520,9 @@ class Progress:
     run: str = ""  # tells the files of one run from those of another in the same folder
     steps_per_epoch: int | None = None  # that `step` is counted in; None: not told
     best: dict[str, float] = dataclasses.field(default_factory=dict)  # top-1 by checkpoint name
-    bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)
+    bad_clips: dict[str, dict[str, str]] = dataclasses.field(default_factory=dict)  # reasons by hand and name
+    lasting: dict[str, list[str]] = dataclasses.field(default_factory=dict)  # bad clips not to be tried again
+    reader: int = 1  # version of the rule that numbers frames; the oldest that a step was trained with
     epoch_sums: list[list[float]] | None = None  # of an unfinished epoch, over all ranks
     epoch_stats: dict[str, float] | None = None  # of a trained epoch that has yet to be validated
     world_size: int | None = None  # processes; None: not told
@@ -578,6 +580,12 @@ class TrainingState:
             changes = describe_changes(checkpoint, now, self.args)
             if changes:
                 log.warning("%s: goes on otherwise than it began, with %s", path, "; ".join(changes))
+            if self.progress.reader < now.reader:
+                log.warning(
+                    "%s: trained by an older reader, which took frames of another time from some kinds of "
+                    "files, such as AVI, MPEG-TS and open groups of pictures: results are not comparable",
+                    path,
+                )
             # Of another list, other clips are bad: a repaired one starts with none.
             before = self.progress.lists
             self.progress.bad_clips = {

@@ -21,7 +21,7 @@ import os
 import subprocess
 import sys
 import uuid
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -39,7 +39,9 @@ from dataset.list_files import LIST_FLAGS, USUAL_LISTS, ListNames
 from dataset.loader import VIDEO_BACKENDS, ClipReader
 from dataset.masking_generator import MASKS, TokenMasks, batch_masks
 from dataset.sampling import ShuffledPasses
+from dataset.video import READER_VERSION
 from dataset.volume_transforms import ClipsToInput
+from dataset.worker_pool import nothing
 from engine_for_alternating_finetuning import (
     AlternatingTrainer,
     Alternation,
@@ -47,6 +49,7 @@ from engine_for_alternating_finetuning import (
     HandMeters,
     Recipe,
     Runtime,
+    Together,
     collect_bad_clips,
     final_test_alternating,
     steps_an_epoch,
@@ -445,7 +448,7 @@ class Evaluator:
     datasets: Mapping[str, Mapping[str, VideoClsDataset]]
     runtime: Runtime
     output_dir: Path
-    stops: Callable[[], bool] = lambda: False  # whether a signal wants the run to end
+    stop: utils.StopSignals | None = None  # None: signals end the program
     # Is shown every hand's merged clips, on rank 0, with the name of the group of curves that they belong to.
     look: Callable[[str, str, ClipScores], None] = lambda group, hand, clips: None
 
@@ -454,6 +457,21 @@ class Evaluator:
         """Whether pinned memory is of use."""
         return self.args.pin_mem and self.dist.device.type == "cuda"
 
+    @property
+    def check(self) -> Callable[[], None]:
+        """Raises Preempted if a signal wants the run to end."""
+        return self.stop.check if self.stop else nothing
+
+    @property
+    def together(self) -> Together:
+        """Encloses what all ranks end in the same way."""
+        return self.stop.together if self.stop else contextlib.nullcontext
+
+    def load(self, datasets: Mapping[str, VideoClsDataset], keys: Iterable[Any]) -> Iterator[Any]:
+        """Batches of these keys; a signal ends the wait for one."""
+        args = self.args
+        return build_loader(datasets, keys, args.num_workers, self.pins, args.decode_timeout, self.check)
+
     @contextlib.contextmanager
     def _batches(self, mode: str, views: int) -> Iterator[Iterator[Any]]:
         datasets = self.datasets[mode]
@@ -461,10 +479,9 @@ class Evaluator:
         clips = max(1, self.args.batch_size * self.args.num_sample // views)
         world = self.dist.world_size
         keys = evaluation_batches(sizes, clips, self.dist.rank, world)
-        batches = build_loader(datasets, keys, self.args.num_workers, self.pins, self.args.decode_timeout)
-        with utils.LiveLine(mode, total=sum(map(len, keys))) as line:
-            rounds = len(evaluation_batches(sizes, clips, 0, world))
-            yield until_stopped(line.watch(batches), rounds, self.stops)
+        batches = self.load(datasets, keys)
+        with utils.LiveLine(mode, total=sum(map(len, keys))) as line, contextlib.closing(batches):
+            yield until_stopped(line.watch(batches), self.together, self.check)
 
     def validate(self, models: Mapping[str, nn.Module]) -> dict[str, dict[str, dict[str, float]]]:
         """{weights: {hand: metrics}} of one centred view a clip."""
@@ -576,6 +593,7 @@ class Training:
                 run=uuid.uuid4().hex,
                 world_size=dist.world_size,
                 lists={hand: dataset.clips.digest() for hand, dataset in self.datasets.items()},
+                reader=READER_VERSION,
             ),
             steps_per_epoch=steps_per_epoch,
             args=vars(args),
@@ -595,8 +613,7 @@ class Training:
             # A best that another folder holds is of no use at this run's end.
             here = utils.on_main(lambda: [n for n in progress.best if self._checkpoint(n).exists()])
             progress.best = {name: progress.best[name] for name in here}
-            for hand, dataset in self.datasets.items():
-                dataset.known_bad.update(progress.bad_clips.get(hand, {}))
+            self._learn_bad()
             log.info("resumed from %s at step %d", path, progress.step)
         folder = Path(self.args.log_dir or self.output_dir / "tensorboard")
         utils.on_main(lambda: utils.make_folder(folder, "--log_dir"))
@@ -608,16 +625,7 @@ class Training:
         trainer, progress = self._trainer(), self.state.progress
         first_epoch = progress.step // self.recipe.steps_per_epoch - (progress.epoch_stats is not None)
         epoch_log = utils.EpochLog(self.output_dir / "log.txt", first_epoch)
-        lengths = {hand: len(clips) for hand, clips in self.datasets.items()}
-        hooks = EpochHooks(
-            self._record,
-            self._save_step,
-            functools.partial(
-                collect_bad_clips, trainer, progress.bad_clips, lengths, self.args.max_bad_clips,
-                self.output_dir,
-            ),
-            self.evaluator.stops,
-        )  # fmt: skip
+        hooks = EpochHooks(self._record, self._save_step, functools.partial(self._collect_bad, trainer))
         for epoch in range(first_epoch, self.args.epochs):
             if progress.epoch_stats is None:
                 self._train_epoch(trainer, epoch, hooks)
@@ -630,6 +638,22 @@ class Training:
                 epoch_log.append(row)
             # The file that a restart goes on from comes last: what it claims of the others is then true.
             self._save(*better, *([str(epoch)] if kept else []), "last")
+
+    def _learn_bad(self) -> None:
+        """Spares this rank's loader from trying clips that any rank could not read."""
+        progress = self.state.progress
+        for hand, dataset in self.datasets.items():
+            reasons = progress.bad_clips.get(hand, {})
+            lasting = filter(reasons.__contains__, progress.lasting.get(hand, []))
+            dataset.known_bad.update({name: reasons[name] for name in lasting})
+
+    def _collect_bad(self, trainer: AlternatingTrainer) -> None:
+        lengths = {hand: len(clips) for hand, clips in self.datasets.items()}
+        progress, most = self.state.progress, self.args.max_bad_clips
+        lasting = collect_bad_clips(trainer, progress.bad_clips, lengths, most, self.output_dir)
+        for hand, names in lasting.items():
+            progress.lasting[hand] = list(dict.fromkeys(progress.lasting.get(hand, []) + names))
+        self._learn_bad()
 
     def _train_epoch(self, trainer: AlternatingTrainer, epoch: int, hooks: EpochHooks) -> None:
         progress = self.state.progress
@@ -694,8 +718,7 @@ class Training:
             self.dist.rank,
             self.dist.world_size,
         )
-        pins, timeout = self.evaluator.pins, args.decode_timeout
-        self.batches = build_loader(self.datasets, keys, args.num_workers, pins, timeout)
+        self.batches = self.evaluator.load(self.datasets, keys)
         trained = torch.compile(model) if args.compile else model
         return AlternatingTrainer(
             utils.wrap_distributed(trained, self.dist, model.get_classifier()),
@@ -707,6 +730,7 @@ class Training:
             self.mixups,
             self.state.ema,
             make_token_masks(args, model),
+            self.evaluator.together,
         )
 
     def _save(self, *names: str) -> None:
@@ -862,7 +886,7 @@ def train(
     utils.on_main(lambda: mark.unlink(missing_ok=True))
     utils.on_main(lambda: utils.remove_unfinished(evaluator.output_dir))
     with contextlib.closing(utils.StopSignals(args.dist_timeout)) as stop:
-        evaluator = dataclasses.replace(evaluator, stops=stop.agreed)
+        evaluator = dataclasses.replace(evaluator, stop=stop)
         training = start_training(args, dist, model, num_classes, evaluator)
         utils.on_main(lambda: utils.write_json(evaluator.output_dir / "args.json", vars(args)))
         try:
@@ -942,8 +966,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         run(argv, dist)
     except UserError as error:
-        # An error of a loader's worker arrives with its traceback; the last line is the message.
-        log.error("error: %s", str(error).strip().split("\n")[-1].removeprefix("utils.UserError: "))
+        log.error("error: %s", error)
         return 1
     except utils.Preempted:
         return utils.PREEMPTED_EXIT_CODE

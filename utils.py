@@ -10,6 +10,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import errno
 import hashlib
 import importlib.metadata
 import io
@@ -21,6 +22,7 @@ import pickle
 import platform
 import random
 import re
+import resource
 import secrets
 import shutil
 import signal
@@ -599,6 +601,7 @@ class Preempted(Exception):
 
 # What a preempted run ends with: sysexits' EX_TEMPFAIL, for which trying again later is the answer.
 PREEMPTED_EXIT_CODE = 75
+_STORE_INTERVAL = 0.5  # seconds between a rank's questions whether another has heard a signal
 
 
 _OUT_OF_MEMORY = re.compile(r"can(no|')t allocate memory|MemoryError|bad_alloc", re.IGNORECASE)
@@ -616,22 +619,60 @@ def _last(error: Exception) -> str:
     return " ".join((str(error).strip().splitlines() or [""])[-1].split())[:200]
 
 
+def lack_of_files(error: Exception) -> str | None:
+    """Returns one line on too few open files, if that is what the error says, in whatever library."""
+    texts = (os.strerror(errno.EMFILE), os.strerror(errno.ENFILE))
+    if getattr(error, "errno", None) in (errno.EMFILE, errno.ENFILE) or any(t in str(error) for t in texts):
+        limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+        return f"too many open files: the limit is {limit} per process; raise it, such as by `ulimit -n 4096`"
+    return None
+
+
+_TOO_MANY_PROCESSES = (
+    "the limit of processes is reached (ulimit -u, or that of a container): raise it, or lower --num_workers"
+)
+
+
+def _lack_of_memory(error: Exception) -> str | None:
+    if lacks_memory(error):
+        return (
+            f"out of memory: {_last(error)}; what lowers it: --num_workers, --batch_size (with --update_freq "
+            "for the same step), --num_sample 1, --with_checkpoint, --amp_dtype bf16, --num_frames, "
+            "--input_size"
+        )
+    return None
+
+
+def _shortage(error: Exception) -> str | None:
+    if "can't start new thread" in str(error):
+        return _TOO_MANY_PROCESSES
+    return lack_of_files(error) or _lack_of_memory(error)
+
+
+@contextlib.contextmanager
+def naming_shortages(task: str) -> Iterator[None]:
+    """Names what the system lacks when it refuses memory, a process or a file.
+
+    Raises:
+        UserError: the task, what ran out and what to do about it.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Elsewhere than in a fork, EAGAIN has other meanings.
+        lack = _TOO_MANY_PROCESSES if error.errno == errno.EAGAIN else _shortage(error)
+        if lack is None:
+            raise
+        raise UserError(f"{lack} ({task})") from error
+
+
 def explain(error: Exception) -> str | None:
     """One line on a failure whose cause lies outside of the program, or None: what to do about it."""
     text = " ".join(str(error).split())
-    if lacks_memory(error):
-        return (
-            f"out of memory: {_last(error)}; what lowers it: --batch_size (with --update_freq for the same "
-            "step), --num_sample 1, --with_checkpoint, --amp_dtype bf16, --num_frames, --input_size"
-        )
-    # The connection to a worker that is gone may break before torch notices the worker's end.
-    between_processes = isinstance(error, (ConnectionError, EOFError))
-    if between_processes or "DataLoader worker (pid" in text or "shared memory" in text:
-        return (
-            f"a process of the loader failed: {text[:200]}; if memory or /dev/shm ran out: --num_workers or "
-            "--batch_size lower it, or give a container more shared memory (docker: --shm-size)"
-        )
-    if dist.is_initialized() and re.search(r"[Cc]onnection (closed|reset|refused)|Broken pipe", text):
+    if lack := _shortage(error):
+        return lack
+    among_ranks = dist.is_initialized() or isinstance(error, dist.DistNetworkError)
+    if among_ranks and re.search(r"[Cc]onnection (was likely )?(closed|reset|refused)|Broken pipe", text):
         return f"another process of this run is gone; its own output says why ({text[:200]})"
     if "Timed out waiting" in text:
         return f"another process of this run did not answer for --dist_timeout minutes ({text[:200]})"
@@ -641,39 +682,83 @@ def explain(error: Exception) -> str | None:
 class StopSignals:
     """SIGTERM and SIGUSR1, by which schedulers announce the end of a job.
 
-    Any rank may hear one; all obey at the same call of `agreed`, which each makes equally often.
+    Any rank may hear one. All ranks obey at the same call of `together`.
 
     Args:
         timeout_minutes: how long to wait for another rank.
     """
 
     def __init__(self, timeout_minutes: float = 30.0):
-        self._heard = False
-        self._group = None
+        self._heard = self._said = False
+        self._asked = -math.inf
+        self._group = self._store = None
         if dist.is_initialized():  # a group of the hosts alone: nobody waits for what their devices do
             timeout = datetime.timedelta(minutes=timeout_minutes)
             self._group = dist.new_group(backend="gloo", timeout=timeout)
-        self._flag, self._sending = torch.zeros(()), None
+            store = dist.distributed_c10d._get_default_store()
+            self._store = dist.PrefixStore(f"signals of group {self._group.group_name}", store)
         numbers = (signal.SIGTERM, signal.SIGUSR1)
         self._previous = {number: signal.signal(number, self._hear) for number in numbers}
 
     def _hear(self, number: int, frame: object) -> None:
         self._heard = True
 
-    def agreed(self) -> bool:
-        """Whether any rank had heard a signal by its call before this one (alone: by now)."""
+    def check(self) -> None:
+        """Not collective: a rank may call this as often as it likes, such as while it waits.
+
+        Raises:
+            Preempted: a signal was heard, here or on another rank.
+        """
+        self._exchange()
+        if self._heard:
+            raise Preempted
+
+    def _exchange(self) -> None:
+        """Says or asks, through the store, whether a rank has heard a signal."""
+        if self._store is None or self._said:
+            return
+        if self._heard:
+            self._store.set("heard", "yes")
+            self._said = True
+        elif time.monotonic() - self._asked > _STORE_INTERVAL:
+            self._asked = time.monotonic()
+            if self._store.check(["heard"]):  # a signal of our own may come meanwhile: it must not be lost
+                self._heard = True
+
+    @contextlib.contextmanager
+    def together(self) -> Iterator[None]:
+        """Collective: what is done inside ends on all ranks, or with Preempted on all ranks.
+
+        What is done inside must not wait for another rank, and should `check` while it waits.
+
+        Raises:
+            Preempted: on all ranks, if any rank's `check` raised it by the end.
+        """
+        try:
+            self.check()
+            yield
+        except Preempted:
+            self._any_rank(True)
+            raise
+        if self._any_rank(False):
+            raise Preempted
+
+    def _any_rank(self, stops: bool) -> bool:
+        """Whether any rank stops here. A rank may wait long for the others: it listens meanwhile."""
         if self._group is None:
-            return self._heard
-        if self._sending is not None:
-            self._sending.wait()
-        agreed = bool(self._flag)
-        self._flag = torch.tensor(float(self._heard))
-        # What comes of it is read a step later, so that this costs no time.
-        self._sending = dist.all_reduce(self._flag, dist.ReduceOp.MAX, self._group, async_op=True)
-        return agreed
+            return stops
+        flag = torch.tensor(float(stops))
+        sending = dist.all_reduce(flag, dist.ReduceOp.MAX, self._group, async_op=True)
+        pause = 1e-5
+        while not sending.is_completed():
+            self._exchange()
+            time.sleep(pause)
+            pause = min(2 * pause, 0.05)
+        sending.wait()  # raises what went wrong
+        return bool(flag)
 
     def close(self) -> None:
-        """Leaves the signals to whom they belonged to before."""
+        """Restores the previous signal handlers."""
         for number, previous in self._previous.items():
             signal.signal(number, previous)
 

@@ -5,21 +5,13 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
-import multiprocessing
-import multiprocessing.util
-import signal
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from pathlib import Path
-
-import cv2
-import torch
-from torch.utils.data import DataLoader
 
 from dataset.annotations import read_clip_list
 from dataset.datasets import MODES, ClipBatch, ClipKey, HandsDataset, VideoClsDataset, collate_clips
-from dataset.decode_process import follow_the_parent, signals_held_back
 from dataset.list_files import ListNames, find_list, list_file
-from utils import terminal
+from dataset.worker_pool import nothing, pin, serve_batches
 
 log = logging.getLogger(__name__)
 
@@ -87,54 +79,30 @@ def resolve_num_classes(
     return max(int(read_clip_list(path).labels.max()) for path in present) + 1
 
 
-def _set_up_worker(worker: int) -> None:
-    follow_the_parent()
-    if screen := terminal():
-        screen.serve_worker()
-    torch.set_num_threads(1)
-    cv2.setNumThreads(0)
-
-
-def _end_workers() -> None:
-    """Ends workers that nobody has told to end, at the end of this process.
-
-    Python would ask them by a signal that they leave to this process, and wait for ever.
-    """
-    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # torch's handler would call it an error
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
 def build_loader(
     datasets: Mapping[str, VideoClsDataset],
     batches: Iterable[list[ClipKey]],
     num_workers: int,
     pin_memory: bool = False,
     decode_timeout: float = 60.0,
+    on_wait: Callable[[], None] = nothing,
 ) -> Iterator[ClipBatch]:
     """The one pool of workers: serves a known sequence of batches of both hands, in order.
 
     Args:
         datasets: one dataset a hand.
-        batches: keys of each batch, all of one hand.
+        batches: keys of each batch, all of one hand. The first batch of an iterator must be the longest.
         num_workers: processes that decode; 0 decodes in this one. The result is the same.
         pin_memory: copy batches into pinned memory, from which GPUs copy asynchronously.
         decode_timeout: seconds after which a clip counts as unreadable, if there are workers; 0: never.
+        on_wait: called several times per second while a batch is waited for, if there are workers; what it
+            raises ends the iterator.
     """
+    hands = HandsDataset(datasets, decode_timeout)
     if num_workers:
-        multiprocessing.util.Finalize(None, _end_workers, exitpriority=100)
-    loader = DataLoader(
-        HandsDataset(datasets, decode_timeout),
-        batch_sampler=_Batches(batches),
-        num_workers=num_workers,
-        collate_fn=collate_clips,
-        pin_memory=pin_memory,
-        worker_init_fn=_set_up_worker,
-        multiprocessing_context="fork" if num_workers else None,
-        prefetch_factor=2 if num_workers else None,
-    )
-    return _say_notes(loader)
+        return _say_notes(serve_batches(hands, batches, num_workers, pin_memory, on_wait))
+    made = (collate_clips([hands[key] for key in keys]) for keys in batches)
+    return _say_notes(map(pin, made) if pin_memory else made)
 
 
 @functools.cache  # workers know nothing of each other: here, all batches of a process pass by
@@ -142,29 +110,15 @@ def _say_once(note: str) -> None:
     log.info(note)
 
 
-def _say_notes(loader: DataLoader) -> Iterator[ClipBatch]:
-    with signals_held_back():
-        batches = iter(loader)
+def _say_notes(batches: Iterator[ClipBatch]) -> Iterator[ClipBatch]:
     try:
         for batch in batches:
             for note in sorted(batch.notes):
                 _say_once(note)
             yield batch
     finally:
-        # Of an iterator that an error's traceback holds, Python would take the queues apart first and
-        # then wait for workers that nobody can tell to end.
-        if hasattr(batches, "_shutdown_workers"):
-            batches._shutdown_workers()
-
-
-class _Batches:
-    """A sequence of batches as the sampler that torch's loader wants."""
-
-    def __init__(self, batches: Iterable[list[ClipKey]]):
-        self._batches = batches
-
-    def __iter__(self) -> Iterator[list[ClipKey]]:
-        return iter(self._batches)
+        if isinstance(batches, Generator):  # ends the workers, though an error's traceback holds it
+            batches.close()
 
 
 def evaluation_batches(

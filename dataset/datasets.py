@@ -8,19 +8,19 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 import torch
-from torch.utils.data import Dataset, get_worker_info
+from torch.utils.data import Dataset
 
 from dataset import sampling
 from dataset.annotations import clip_folders, find_clip_folder, locate, read_clip_list
 from dataset.decode_process import DecodeProcess
-from dataset.loader import ClipError, ClipReader, DecodedClip
+from dataset.loader import ClipError, ClipReader, DamagedFrameError, DecodedClip
 from dataset.video_transforms import TestTransform, TrainTransform, ValidationTransform
 from utils import UserError, derive_seed
 
@@ -43,6 +43,15 @@ class BadClip(NamedTuple):
     hand: str
     name: str
     reason: str
+
+    lasts = True  # no other window of the clip can be read either
+
+
+class DamagedClip(BadClip):
+    """A clip that could not be read because wanted frames are damaged; other windows may be readable."""
+
+    __slots__ = ()
+    lasts = False
 
 
 class ClipSample(NamedTuple):
@@ -76,16 +85,24 @@ class ClipBatch(NamedTuple):
     notes: frozenset[str] = frozenset()  # what a user should hear once
 
 
-def collate_clips(samples: Sequence[ClipSample]) -> ClipBatch:
-    """Stacks samples of one hand into a batch."""
+def collate_clips(samples: Sequence[ClipSample], out: np.ndarray | None = None) -> ClipBatch:
+    """Stacks samples of one hand into a batch.
+
+    Args:
+        samples: at least one.
+        out: flat bytes that the frames are put into; None: new memory.
+    """
     counts = [len(sample.frames) for sample in samples]
     starts = np.cumsum([0, *counts[:-1]])
+    if out is not None:
+        shape = (sum(counts), *samples[0].frames.shape[1:])
+        out = out[: math.prod(shape)].reshape(shape)
     rows = [sample.rows + np.array([start, 0, 0]) for sample, start in zip(samples, starts, strict=True)]
     return ClipBatch(
         hand=samples[0].hand,
         names=[sample.name for sample in samples],
         labels=torch.tensor([sample.label for sample in samples]),
-        frames=torch.from_numpy(np.concatenate([sample.frames for sample in samples])),
+        frames=torch.from_numpy(np.concatenate([sample.frames for sample in samples], out=out)),
         clip_of_view=torch.repeat_interleave(torch.tensor(counts)),
         erase_boxes=torch.from_numpy(np.concatenate([sample.erase_boxes for sample in samples])),
         rows=torch.from_numpy(np.concatenate(rows)),
@@ -209,7 +226,8 @@ class VideoClsDataset(Dataset):
         """One sample: a function of the key and the run's seed alone.
 
         In training an unreadable clip is replaced by another, which the same key determines, and stays
-        replaced from then on; an evaluation returns a sample without views instead.
+        replaced from then on. One that is damaged in some frames is replaced only where they are wanted.
+        An evaluation returns a sample without views instead.
 
         Args:
             key: names the sample.
@@ -248,9 +266,12 @@ class VideoClsDataset(Dataset):
             if name not in self.known_bad:
                 try:
                     return self._sample_of(clip, make_views(clip, draw), tuple(bad))
+                except DamagedFrameError as error:
+                    bad.append(DamagedClip(self.hand, name, str(error)))
                 except ClipError as error:
                     self.known_bad[name] = str(error)
-            bad.append(BadClip(self.hand, name, self.known_bad[name]))
+            if name in self.known_bad:
+                bad.append(BadClip(self.hand, name, self.known_bad[name]))
             draw = (self.seed, *key, "replace", attempt)
             clip = derive_seed(*draw) % len(self.clips)
         raise UserError(
@@ -309,7 +330,7 @@ class HandsDataset(Dataset):
 
     Args:
         hands: one dataset a hand.
-        decode_timeout: seconds that a clip may take in a worker of the loader.
+        decode_timeout: seconds that a clip may take in a child process; 0: no limit.
     """
 
     def __init__(self, hands: Mapping[str, VideoClsDataset], decode_timeout: float = 60.0):
@@ -321,14 +342,27 @@ class HandsDataset(Dataset):
         return sum(len(dataset) for dataset in self.hands.values())
 
     def __getitem__(self, key: tuple[str, int, int]) -> ClipSample:
+        """Returns the sample of a key, made in this process."""
         key = ClipKey(*key)
-        dataset = self.hands[key.hand]
-        if get_worker_info() is None:
-            return dataset.sample(key)
+        return self.hands[key.hand].sample(key)
+
+    def sample_apart(self, key: tuple[str, int, int]) -> ClipSample:
+        """Returns the sample of a key; the clip is opened in a child of this process."""
+        key = ClipKey(*key)
         if self._process is None:
-            capacity = max(dataset.most_bytes for dataset in self.hands.values())
-            self._process = DecodeProcess(self._make_views, capacity, self._timeout)
-        return dataset.sample(key, functools.partial(self._process.ask, key.hand))
+            self._process = DecodeProcess(self._make_views, self.most_bytes, self._timeout)
+        return self.hands[key.hand].sample(key, functools.partial(self._process.ask, key.hand))
+
+    @property
+    def most_bytes(self) -> int:
+        """Bytes of the largest sample that there can be."""
+        return max(dataset.most_bytes for dataset in self.hands.values())
+
+    def learn(self, bad: Iterable[BadClip]) -> None:
+        """Notes training clips that need not be tried again: another process could not read them."""
+        for clip in bad:
+            if clip.lasts and self.hands[clip.hand].mode == "train":
+                self.hands[clip.hand].known_bad.setdefault(clip.name, clip.reason)
 
     def _make_views(self, hand: str, clip: int, draw: Draw) -> Views:
         return self.hands[hand].make_views(clip, draw)

@@ -7,49 +7,24 @@ Views come back through memory that both share.
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import mmap
 import multiprocessing
 import os
 import signal
 import time
 import traceback
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any
 
 import numpy as np
 
 from dataset.loader import ClipError
-from utils import UserError
+from dataset.processes import follow_the_parent, use_one_thread
+from utils import UserError, lack_of_files, naming_shortages
 
 _PATIENCE = 100  # hundredths of a second until a killed process must have ended
 _ATTEMPTS = 2  # a process may also have been ended from outside
-_SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it
-_OF_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
-
-
-@contextlib.contextmanager
-def signals_held_back() -> Iterator[None]:
-    """Keeps such signals from processes that start inside, until they `follow_the_parent`."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, _OF_THE_MAIN_PROCESS)
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-
-
-def follow_the_parent() -> None:
-    """Leaves signals to the process that started this one, and ends with it.
-
-    Schedulers and terminals send their signals to every process of a job; the main one decides.
-    """
-    for number in _OF_THE_MAIN_PROCESS:
-        signal.signal(number, signal.SIG_IGN)
-    system = ctypes.CDLL(None)
-    if hasattr(system, "prctl"):  # Linux
-        system.prctl(_SET_PARENT_DEATH_SIGNAL, signal.SIGKILL)
 
 
 class DecodeProcess:
@@ -64,7 +39,8 @@ class DecodeProcess:
 
     def __init__(self, answer: Callable[..., Any], capacity: int, timeout: float):
         self._answer, self._timeout = answer, timeout
-        self._memory = np.frombuffer(mmap.mmap(-1, capacity), np.uint8)
+        with naming_shortages("opening clips in a process of its own"):
+            self._memory = np.frombuffer(mmap.mmap(-1, capacity), np.uint8)
         self._pid: int | None = None
         self._pipe: Connection | None = None
 
@@ -73,7 +49,7 @@ class DecodeProcess:
 
         Raises:
             ClipError: the answer's own, or it took too long, or it ended its process again and again.
-            UserError: the answer's own.
+            UserError: the answer's own, or too few processes or open files.
         """
         for _ in range(_ATTEMPTS):
             if self._pid is None:
@@ -96,8 +72,9 @@ class DecodeProcess:
         return self._memory[: int(np.prod(shape))].reshape(shape)
 
     def _start(self) -> None:
-        ours, theirs = multiprocessing.Pipe()
-        self._pid = os.fork()
+        with naming_shortages("opening clips in a process of its own"):
+            ours, theirs = multiprocessing.Pipe()
+            self._pid = os.fork()
         if self._pid == 0:
             ours.close()  # so that the child sees the end of its parent
             code = 1
@@ -129,18 +106,21 @@ class DecodeProcess:
 
     def _serve(self, pipe: Connection) -> None:
         follow_the_parent()
+        use_one_thread()
         while True:
             try:
                 request = pipe.recv()
-            except EOFError:
+                reply = self._reply(request)
+                pipe.send(reply)
+            except (EOFError, ConnectionError):  # the parent is gone
                 return
-            pipe.send(self._reply(request))
 
     def _reply(self, request: tuple[Any, ...]) -> Any:
         try:
             reply = self._answer(*request)
         except (ClipError, UserError) as error:
-            return error
+            lack = lack_of_files(error)  # which says nothing about the clip
+            return UserError(lack) if lack else error
         except Exception:
             return RuntimeError(traceback.format_exc())
         self._stored(reply.frames.shape)[:] = reply.frames

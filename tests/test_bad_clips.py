@@ -4,6 +4,7 @@ import csv
 import json
 import multiprocessing
 import os
+import re
 import shutil
 import time
 
@@ -88,6 +89,14 @@ REASONS = {
     "audio.mp4": "holds no video",
     "no_frames.mp4": "holds no video",
 }
+IN_PART = ("corrupted.mp4", "truncated_pictures.mp4")  # some windows of these can be read
+
+
+def without_frame(reason):
+    """A reason without the number of the damaged frame, which depends on the window."""
+    return re.sub(r"^frame \d+ is damaged or missing: ", "", reason)
+
+
 READABLE = {
     "one_frame.mp4": lambda path: write_video(path, draw_recording(2, n_frames=1)),
     "huge.mp4": lambda path: write_video(path, draw_recording(3, 2304, 4096, 4)),
@@ -148,10 +157,11 @@ def served(clips, tmp_path_factory):
 
 def test_unusual_clips_are_trained_on_and_broken_ones_are_replaced(served):
     names, reasons = served
-    assert reasons == REASONS
+    assert {name: without_frame(reason) for name, reason in reasons.items()} == REASONS
+    assert {name for name, reason in reasons.items() if reason.startswith("frame ")} == set(IN_PART)
     for (_, listed), name in names.items():
         if listed in BAD:
-            assert name in SOUND or name in READABLE
+            assert name in SOUND or name in READABLE or name in IN_PART
         else:
             assert name == listed
 
@@ -176,9 +186,12 @@ def test_run_lists_each_bad_clip_once_with_its_reason(run_main, tiny_flags, clip
     result = run_main(*tiny_flags, *flags, *quick, "--output_dir", tmp_path / "run")
     assert result.code == 0, result.output
     for hand in CLASSES:
-        assert bad_clips_of(tmp_path / "run", hand) == sorted(REASONS.items())
-        saved = load(tmp_path / "run" / "checkpoint-last.pth")["alternating"]["bad_clips"][hand]
-        assert {name.rpartition("/")[2]: reason for name, reason in saved.items()} == REASONS
+        listed = bad_clips_of(tmp_path / "run", hand)
+        assert [(name, without_frame(reason)) for name, reason in listed] == sorted(REASONS.items())
+        saved = load(tmp_path / "run" / "checkpoint-last.pth")["alternating"]
+        bad = {name.rpartition("/")[2]: reason for name, reason in saved["bad_clips"][hand].items()}
+        assert bad == dict(listed)
+        assert {name.rpartition("/")[2] for name in saved["lasting"][hand]} == set(REASONS) - set(IN_PART)
     assert "lh: 8 unreadable clips were replaced so far, see " in result.output
 
 
@@ -289,7 +302,8 @@ def test_evaluation_reports_coverage_and_both_accuracies(run_main, full_run, cli
         assert metrics["top1_all"] == pytest.approx(100 * right / len(names))
         assert (validation[hand]["clips"], validation[hand]["unreadable"]) == (len(names), len(BAD))
         unreadable = (tmp_path / "out" / f"unreadable_{hand}.txt").read_text().splitlines()
-        assert [tuple(line.rpartition("/")[2].split("\t")) for line in unreadable] == sorted(REASONS.items())
+        named = [line.rpartition("/")[2].split("\t") for line in unreadable]
+        assert [(name, without_frame(reason)) for name, reason in named] == sorted(REASONS.items())
 
 
 def test_evaluation_of_bad_clips_alone_is_an_error(run_main, full_run, clips, tmp_path):

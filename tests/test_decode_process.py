@@ -14,11 +14,12 @@ import pytest
 import torch
 from conftest import draw_recording, write_list, write_video
 
-from dataset import build, video_file, video_seek
+from dataset import video_file, video_seek, worker_pool
 from dataset.build import build_dataset, build_loader, evaluation_batches
 from dataset.datasets import ClipKey
-from dataset.decode_process import DecodeProcess, follow_the_parent
+from dataset.decode_process import DecodeProcess
 from dataset.loader import ClipError, DecodedClip
+from dataset.processes import follow_the_parent
 from utils import UserError
 
 SIZES = {"clip_len": 4, "frame_sample_rate": 2, "crop_size": 32, "short_side_size": 36}
@@ -179,7 +180,7 @@ def test_signal_to_a_worker_that_is_just_starting_is_left_to_the_trainer(clips, 
         os.kill(os.getpid(), signal.SIGTERM)
         follow_the_parent()
 
-    monkeypatch.setattr(build, "follow_the_parent", struck)
+    monkeypatch.setattr(worker_pool, "follow_the_parent", struck)
     assert len(batches_of(clips, "validation", timeout=30)) == N_CLIPS / 2
 
 

@@ -180,7 +180,15 @@ def test_anchors_are_those_of_github():
 # ----------------------------------------------------------------------------------- flags in the text
 
 # Of launchers, containers and this project's shell scripts.
-OTHER_FLAGS = {"--all", "--cpus-per-task", "--gpus", "--shm-size", "--stop-timeout"}
+OTHER_FLAGS = {
+    "--all",
+    "--cpus-per-task",
+    "--gpus",
+    "--pids-limit",
+    "--shm-size",
+    "--stop-timeout",
+    "--ulimit",
+}
 
 
 @functools.cache
@@ -256,6 +264,7 @@ def test_stated_defaults_are_the_trainer_s(flag, stated):
 def test_messages_of_the_troubles_table_are_in_the_code():
     (table,) = (t for t in page_of(ROOT / "docs" / "distributed.md").tables if t[0][0] == "what is seen")
     messages = [text for row in table for text in re.findall(r'"(.+?)"', row[0])]
-    code = " ".join(re.sub(r'"\s+f?"', "", path.read_text()) for path in ROOT.glob("*.py"))
+    files = [*ROOT.glob("*.py"), *(ROOT / "dataset").glob("*.py")]
+    code = " ".join(re.sub(r'"\s+f?"', "", path.read_text()) for path in files)
     assert len(messages) > 5
     assert not [message for message in messages if message not in code]

@@ -1,5 +1,6 @@
 """One update and one epoch: the resting head, accumulation, rates, mixing, masks, non-finite losses."""
 
+import contextlib
 import copy
 import dataclasses
 import itertools
@@ -495,7 +496,10 @@ def test_figures_are_recorded_at_logging_intervals_and_at_the_epoch_s_end():
 
 
 def epochs_by_a_clock(monkeypatch, waits, epochs=1):
-    """Trains epochs of eight steps by a clock that moves 1 s a step and `waits` a batch: (stats, records)."""
+    """(stats, records) of epochs of eight steps by a clock that moves 1 s per step and `waits` per batch.
+
+    A quarter of that second is the wait for other ranks, which is no wait for data.
+    """
     now = [0.0]
     monkeypatch.setattr(engine_for_finetuning, "time", types.SimpleNamespace(perf_counter=lambda: now[0]))
 
@@ -503,9 +507,14 @@ def epochs_by_a_clock(monkeypatch, waits, epochs=1):
         now[0] += seconds
         return result
 
-    b = bench("--log_interval", 2, steps_per_epoch=8)
+    @contextlib.contextmanager
+    def together():
+        yield
+        pass_time(0.25, None)
+
+    b = bench("--log_interval", 2, steps_per_epoch=8, together=together)
     to_clips, batches = b.trainer.to_clips, b.trainer.batches
-    b.trainer.to_clips = lambda *given: pass_time(1.0, to_clips(*given))
+    b.trainer.to_clips = lambda *given: pass_time(0.75, to_clips(*given))
     b.trainer.batches = (pass_time(wait, batch) for wait, batch in zip(waits, batches, strict=False))
     records = {}
     stats = [

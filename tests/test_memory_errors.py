@@ -17,7 +17,7 @@ from conftest import assert_equal_states, load, only_error
 import run_alternating_hand_finetuning as run
 from utils import explain
 
-FLAGS = ("--batch_size", "--update_freq", "--num_sample", "--with_checkpoint", "--amp_dtype")
+FLAGS = ("--num_workers", "--batch_size", "--update_freq", "--num_sample", "--with_checkpoint", "--amp_dtype")
 
 
 def in_child(output, function, *args, timeout=60):
@@ -81,11 +81,11 @@ def test_every_library_s_lack_of_memory_is_known(tmp_path, size):
 
 
 def test_program_s_own_error_in_a_worker_is_not_taken_for_a_lack_of_memory():
-    caught = "Caught {0} in DataLoader worker process 0.\nOriginal Traceback:\n  x\n{0}: 5 GiB"
-    assert explain(KeyError(caught.format("KeyError"))) is None
+    caught = "a process of the loader failed:\nTraceback (most recent call last):\n  x\n{0}: 5 GiB"
+    assert explain(RuntimeError(caught.format("KeyError"))) is None
     assert explain(RuntimeError(caught.format("RuntimeError"))) is None
     error = RuntimeError(caught.format("MemoryError"))
-    assert explain(error).startswith("out of memory: MemoryError: 5 GiB; what lowers it: --batch_size")
+    assert explain(error).startswith("out of memory: MemoryError: 5 GiB; what lowers it: --num_workers, ")
 
 
 def test_worker_that_is_killed_from_outside_ends_the_run_in_one_line(tiny_flags, full_run, tmp_path):
@@ -107,6 +107,6 @@ def test_worker_that_is_killed_from_outside_ends_the_run_in_one_line(tiny_flags,
     code, output = in_child(tmp_path / "out.txt", train)
     assert code == 1, output
     line = only_error(output)
-    assert "error: a process of the loader failed: " in line
-    assert "--num_workers" in line and "--shm-size" in line
+    assert "error: a process of the loader failed: SIGKILL ended it" in line
+    assert "--num_workers" in line and "--batch_size" in line
     assert (tmp_path / "checkpoint-last.pth").read_bytes() == before

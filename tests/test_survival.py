@@ -1,10 +1,13 @@
 """Runs that are killed, preempted or lose a rank, and go on as if nothing had been."""
 
+import contextlib
 import functools
+import itertools
 import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -15,6 +18,7 @@ from conftest import FULL, ROOT, STEPS, assert_same_run, epochs_of, events_of, s
 import engine_for_alternating_finetuning as engine
 import run_alternating_hand_finetuning as run
 import utils
+from dataset.loader import ClipReader
 
 pytestmark = pytest.mark.timeout(600)
 
@@ -169,11 +173,98 @@ def test_all_ranks_stop_after_the_same_step_whichever_heard_the_signal(
 ):
     flags = (*tiny_flags, *TWO, "--output_dir", tmp_path)
     results = fork_run(*flags, fault=signal_after_step(1, signal.SIGUSR1, of_rank), ranks=2)
-    # The ranks tell each other while the next step is made.
-    assert_preempted(results, tmp_path, 3)
+    # The ranks agree before the next step is made.
+    assert_preempted(results, tmp_path, 2)
     results = fork_run(*flags, ranks=2)
     assert [result.code for result in results] == [0, 0], results
     assert_same_run(exact_two, tmp_path)
+
+
+# ------------------------------------------------------------------------------ waiting for a clip
+
+
+def hang_and_signal(folder, read, number=signal.SIGTERM, of_rank=0, to_rank=0):
+    """A fault: the read-th clip of a rank (one worker) never ends, and a rank gets a signal meanwhile."""
+    hangs = folder / "hangs"
+
+    def signal_when_it_hangs():
+        while not hangs.exists():
+            time.sleep(0.05)
+        time.sleep(1.0)  # until then every rank waits
+        os.kill(os.getpid(), number)
+
+    def fault(rank):
+        reads, read_clip = itertools.count(), ClipReader.read
+
+        def read_or_hang(self, *given):
+            if next(reads) == read:
+                hangs.touch()
+                time.sleep(3600)
+            return read_clip(self, *given)
+
+        if rank == of_rank:
+            ClipReader.read = read_or_hang
+        if rank == to_rank:
+            threading.Thread(target=signal_when_it_hangs, daemon=True).start()
+
+    return fault
+
+
+WAITING = ("--num_workers", 1, "--decode_timeout", 0)
+
+
+@pytest.mark.parametrize("read", [16, 18])  # of step 4: the first micro step's clips, and the second's
+def test_signal_ends_the_wait_for_a_clip_and_the_run_goes_on_exactly(
+    fork_run, run_main, tiny_flags, full_run, tmp_path, read
+):
+    flags = (*tiny_flags, *FULL, "--output_dir", tmp_path)
+    results = fork_run(*flags, *WAITING, fault=hang_and_signal(tmp_path, read))
+    assert_preempted(results, tmp_path, 4)
+    result = run_main(*flags)
+    assert result.code == 0, result.output
+    assert_same_run(full_run, tmp_path)
+    assert_equal_records(full_run, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("of_rank", "to_rank"),
+    [(1, 0), pytest.param(0, 1, marks=pytest.mark.slow), pytest.param(1, 1, marks=pytest.mark.slow)],
+)
+def test_signal_to_any_rank_ends_the_wait_of_any_other(
+    fork_run, tiny_flags, exact_two, tmp_path, of_rank, to_rank
+):
+    flags = (*tiny_flags, *TWO, "--output_dir", tmp_path)
+    fault = hang_and_signal(tmp_path, 9, of_rank=of_rank, to_rank=to_rank)
+    assert_preempted(fork_run(*flags, *WAITING, fault=fault, ranks=2), tmp_path, 4)
+    results = fork_run(*flags, ranks=2)
+    assert [result.code for result in results] == [0, 0], results
+    assert_same_run(exact_two, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("mode", "ranks", "step"),
+    [
+        ("validation", 2, 4),
+        pytest.param("validation", 1, 4, marks=pytest.mark.slow),
+        ("test", 1, 8),
+        pytest.param("test", 2, 8, marks=pytest.mark.slow),
+    ],
+)
+def test_signal_ends_the_wait_of_an_evaluation(fork_run, tiny_flags, tmp_path, mode, ranks, step):
+    hang = hang_and_signal(tmp_path, 1, of_rank=ranks - 1)
+
+    def fault(rank):
+        load = run.Evaluator.load
+
+        def load_with_fault(self, datasets, keys):
+            if datasets is self.datasets[mode]:
+                hang(rank)
+            return load(self, datasets, keys)
+
+        run.Evaluator.load = load_with_fault
+
+    flags = (*tiny_flags, *WAITING, "--batch_size", 2 // ranks, "--output_dir", tmp_path)
+    assert_preempted(fork_run(*flags, fault=fault, ranks=ranks), tmp_path, step)
 
 
 def test_evaluation_alone_dies_of_the_signal_like_any_program(fork_run, full_run, tmp_path):
@@ -182,6 +273,21 @@ def test_evaluation_alone_dies_of_the_signal_like_any_program(fork_run, full_run
     (result,) = fork_run(*flags, fault=fault)
     assert result.code == -signal.SIGTERM
     assert not (tmp_path / "PREEMPTED").exists()
+
+
+def test_signal_that_comes_while_the_other_ranks_are_asked_is_not_lost():
+    class Store:
+        def check(self, keys):
+            os.kill(os.getpid(), signal.SIGTERM)
+            return False
+
+        def set(self, key, value):
+            pass
+
+    with contextlib.closing(utils.StopSignals()) as stop:
+        stop._store = Store()
+        with pytest.raises(utils.Preempted):
+            stop.check()
 
 
 def test_interrupt_from_the_keyboard_ends_in_a_line(fork_run, tiny_flags, tmp_path):

@@ -12,7 +12,7 @@ import numpy as np
 from dataset import sampling
 from dataset.loader import ClipError, ClipReader
 from scripts.data.killable_pool import work_through
-from utils import UserError, derive_seed
+from utils import UserError, derive_seed, lack_of_files
 
 
 class ClipFile(NamedTuple):
@@ -49,7 +49,11 @@ class ClipProber:
     seed: int
 
     def __call__(self, clip: ClipFile) -> ClipFacts:
-        """Reads one clip; whatever goes wrong is a fact about it."""
+        """Reads one clip; whatever goes wrong is a fact about it, but for too few open files.
+
+        Raises:
+            UserError: too few open files.
+        """
         length = 0
 
         def choose(n_frames: int) -> np.ndarray:
@@ -60,6 +64,8 @@ class ClipProber:
         try:
             (frames, _, note), truncation = self.reader.read_and_check(clip.place, clip.n_frames, choose)
         except (ClipError, UserError) as error:
+            if lack := lack_of_files(error):
+                raise UserError(lack) from error
             return ClipFacts(problem=str(error))
         except Exception as error:  # a damaged file may make a library raise anything
             return ClipFacts(problem=" ".join(f"{type(error).__name__}: {error}".split()))

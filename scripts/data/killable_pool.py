@@ -12,6 +12,9 @@ from collections.abc import Callable, Iterator, Sequence
 from multiprocessing.connection import Connection, wait
 from typing import Generic, TypeVar
 
+from dataset.processes import use_one_thread
+from utils import UserError, naming_shortages
+
 _TICK = 0.5  # seconds; at least that often a caller hears how far it is
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -35,6 +38,9 @@ def work_through(
 
     Yields:
         (position in `items`, result) of what was finished since, at least twice a second.
+
+    Raises:
+        UserError: `work` raised one, or a process cannot be started.
     """
     waiting = iter(range(len(items)))
     workers: list[_Worker[Item, Result]] = []
@@ -76,11 +82,12 @@ class _Worker(Generic[Item, Result]):
 
     def __init__(self, work: Callable[[Item], Result], inherited: Sequence[Connection]):
         context = multiprocessing.get_context("fork")
-        self.connection, theirs = context.Pipe()
-        args = (theirs, work, [self.connection, *inherited])
-        self._process = context.Process(target=_serve, args=args, daemon=True)
-        self._process.start()
-        theirs.close()
+        with naming_shortages("starting a process that decodes"):
+            self.connection, theirs = context.Pipe()
+            with contextlib.closing(theirs):
+                args = (theirs, work, [self.connection, *inherited])
+                self._process = context.Process(target=_serve, args=args, daemon=True)
+                self._process.start()
         self.place, self.deadline, self.is_usable = -1, math.inf, True
 
     def give(self, place: int, item: Item, timeout: float) -> None:
@@ -90,13 +97,20 @@ class _Worker(Generic[Item, Result]):
             self.connection.send(item)
 
     def result(self, timeout: float, failed: Callable[[str], Result]) -> Result:
-        """The process's answer, or why there is none; then it is not usable any more."""
+        """The process's answer, or why there is none; then it is not usable any more.
+
+        Raises:
+            UserError: the work's own.
+        """
         try:
             if self.connection.poll():
-                return self.connection.recv()
+                answer = self.connection.recv()
+                if isinstance(answer, UserError):
+                    raise answer
+                return answer
             problem = f"decoding it takes longer than {timeout:g} s"
         except (EOFError, OSError):
-            self._process.join()
+            self._process.join(1)
             problem = f"decoding it ended the process (exit code {self._process.exitcode})"
         self.is_usable = False
         return failed(problem)
@@ -118,6 +132,7 @@ def _settled(workers: Sequence[_Worker]) -> list[_Worker]:
 
 def _serve(connection: Connection, work: Callable[[Item], Result], inherited: Sequence[Connection]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's, which kills its workers
+    use_one_thread()
     for other in inherited:
         other.close()
     # What decoders print names no file and would tear the progress bar.
@@ -127,4 +142,8 @@ def _serve(connection: Connection, work: Callable[[Item], Result], inherited: Se
             item = connection.recv()
         except EOFError:
             return
-        connection.send(work(item))
+        try:
+            answer = work(item)
+        except UserError as error:
+            answer = error
+        connection.send(answer)

@@ -3,9 +3,9 @@
 set -euo pipefail
 PYTHON="${PYTHON:-$(ls .venv/bin/python 2>/dev/null || echo python)}"  # the environment that env.sh built, if any
 export OMP_NUM_THREADS="${OMP_NUM_THREADS:-1}"
-# What torchrun passes on to the ranks. They then finish a step, save and leave PREEMPTED in the output folder, for
-# which torchrun gives them 30 seconds, or two minutes where it can be told to: a step may have to wait for a clip that
-# hangs (--decode_timeout). Older versions of torch read the first variable, newer ones the others.
+# What torchrun passes on to the ranks. They then finish or give up a step, save and leave PREEMPTED in the output folder,
+# for which torchrun gives them 30 seconds, or two minutes where a variable can say so: a slow disk may need more than 30
+# for a large checkpoint. Older versions of torch read the first variable, newer ones the others.
 export TORCHELASTIC_SIGNALS_TO_HANDLE=SIGTERM,SIGINT,SIGHUP,SIGQUIT,SIGUSR1
 export PET_SIGNALS_TO_HANDLE="$TORCHELASTIC_SIGNALS_TO_HANDLE"
 export PET_SHUTDOWN_TIMEOUT=120

@@ -20,6 +20,7 @@ from rich.table import Table
 
 from dataset.build import build_dataset
 from dataset.datasets import VideoClsDataset
+from dataset.processes import use_one_thread
 from scripts.tools.benchmark.timing import measure_in_turns, print_summary, summarize
 
 NEW_PROCESS = "spawn"  # one that has none of this process's memory
@@ -119,6 +120,7 @@ def _in_new_process(start: str, function: Callable[[Any], Any], argument: Any) -
 
 
 def _send_result(pipe: Connection, function: Callable[[Any], Any], argument: Any) -> None:
+    use_one_thread()
     pipe.send(function(argument))
 
 
