@@ -9,10 +9,12 @@ import subprocess
 from pathlib import Path
 
 import pytest
+import torch
 from conftest import CLASSES, FULL, assert_same_run, epochs_of, load, only_error, write_list
 
 import run_alternating_hand_finetuning as run
 import utils
+from dataset.video import READER_VERSION
 from engine_for_finetuning import read_most_advanced
 from utils import UserError
 
@@ -356,3 +358,18 @@ def test_only_the_main_process_needs_the_output_folder(fork_ranks, tiny_flags, t
     assert second == [0], outputs  # it saw nothing there, and wrote nothing
     assert "at step 4" in outputs[0]
     assert_same_run(tmp_path / "whole", tmp_path / "part")
+
+
+@pytest.mark.parametrize("is_older", [True, False])
+def test_resume_warns_of_steps_that_an_older_reader_trained(run_main, tiny_flags, half_run, is_older):
+    path = half_run / "checkpoint-0.pth"
+    checkpoint = load(path)
+    assert checkpoint["alternating"]["reader"] == READER_VERSION == 2
+    if is_older:
+        del checkpoint["alternating"]["reader"]  # as before readers had versions
+        torch.save(checkpoint, path)
+    result = run_main(*tiny_flags, *FULL, "--output_dir", half_run)
+    assert result.code == 0, result.output
+    assert ("trained by an older reader" in result.output) == is_older
+    oldest = load(half_run / "checkpoint-last.pth")["alternating"]["reader"]
+    assert oldest == (1 if is_older else READER_VERSION)
