@@ -3,8 +3,11 @@
 Each of these made a loader that hands batches over in files of /dev/shm wait for ever.
 """
 
+import contextlib
 import ctypes
+import io
 import itertools
+import logging
 import multiprocessing
 import os
 import resource
@@ -25,6 +28,7 @@ from dataset.loader import ClipReader
 from dataset.processes import use_one_thread
 from scripts.data.check_dataset import main as check_dataset
 from scripts.data.killable_pool import work_through
+from scripts.data.make_sample_havid import main as make_sample_havid
 from utils import UserError
 
 SIZES = {"clip_len": 4, "frame_sample_rate": 2, "crop_size": 32, "short_side_size": 36}
@@ -82,6 +86,20 @@ def test_run_needs_no_short_tmpdir(fork_run, tiny_flags, tmp_path, ranks):
     flags = (*tiny_flags, "--num_workers", 2, "--batch_size", 2 // ranks, "--output_dir", tmp_path)
     results = fork_run(*flags, fault=fault, ranks=ranks)
     assert [result.code for result in results] == [0] * ranks, results
+
+
+def test_sample_data_without_shared_memory_say_how_to_make_them(may_mount, tmp_path):
+    def make():
+        read_only_shm(0)
+        logging.getLogger().handlers = []
+        output = io.StringIO()
+        with contextlib.redirect_stderr(output):
+            code = make_sample_havid(["--output", str(tmp_path / "sample"), "--workers", "2"])
+        return f"{code} {output.getvalue()}"
+
+    text = in_child(make)
+    assert text.startswith("1 make_sample_havid: --workers 2: processes cannot be started"), text
+    assert "/dev/shm" in text and "--workers 1" in text and text.count("\n") == 1
 
 
 def limit_files(free):

@@ -224,12 +224,23 @@ def _start_worker() -> None:
 
 
 def _in_processes(make: partial[int], batches: Sequence[Sequence[Recording]], workers: int) -> Iterator[int]:
-    """Yields the number of recordings of each batch as it is finished."""
+    """Yields the number of recordings of each batch as it is finished.
+
+    Raises:
+        SampleError: the system refuses processes, or what they need.
+    """
     context = multiprocessing.get_context("spawn")
-    # Not a `with` block: its exit would withdraw the order to cancel what has not begun.
-    pool = ProcessPoolExecutor(workers, context, _start_worker)
+    cannot_start = f"--workers {workers}: processes cannot be started (%s); --workers 1 needs none"
     try:
-        waiting: set[Future[int]] = {pool.submit(make, batch) for batch in batches}
+        # Not a `with` block: its exit would withdraw the order to cancel what has not begun.
+        pool = ProcessPoolExecutor(workers, context, _start_worker)
+    except OSError as error:  # its semaphores are files in /dev/shm
+        raise SampleError(cannot_start % f"{error.strerror}, in /dev/shm or for open files") from error
+    try:
+        try:
+            waiting: set[Future[int]] = {pool.submit(make, batch) for batch in batches}
+        except OSError as error:
+            raise SampleError(cannot_start % error.strerror) from error
         while waiting:
             done, waiting = wait(waiting, return_when=FIRST_COMPLETED)
             for future in done:
