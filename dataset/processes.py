@@ -5,8 +5,10 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import signal
-import sys
 from collections.abc import Iterator
+
+import cv2
+import torch
 
 _SET_PARENT_DEATH_SIGNAL = 1  # prctl's number for it
 _OF_THE_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
@@ -35,12 +37,10 @@ def follow_the_parent() -> None:
 
 
 def use_one_thread() -> None:
-    """Makes torch and OpenCV, where they are loaded, compute in the calling thread alone.
+    """Makes torch and OpenCV compute in the calling thread alone.
 
     A forked process calls this before it computes. The threads that its parent's libraries keep do not
     exist in the child, and torch would wait for them for ever.
     """
-    if torch := sys.modules.get("torch"):
-        torch.set_num_threads(1)
-    if cv2 := sys.modules.get("cv2"):
-        cv2.setNumThreads(0)
+    torch.set_num_threads(1)
+    cv2.setNumThreads(0)
