@@ -142,7 +142,8 @@ def _add_data_args(parser: argparse.ArgumentParser) -> None:
     add("--one_stream", action="store_true", help="train and test the left hand's data alone")
     add("--data_set", choices=DATASETS, default="HAVID", help="sets the class counts; CUSTOM: by lists")
     add("--video_backend", choices=VIDEO_BACKENDS, default="auto",
-        help="decoder; auto: decord, and PyAV for files that decord cannot read")  # fmt: skip
+        help="reader of video files; auto and pyav: ffmpeg's own frames of every file; decord: refuses the "
+        "files that it would misread")  # fmt: skip
     add("--fname_tmpl", default="img_{:05}.jpg", metavar="TEMPLATE", help="pictures of a folder of frames")
     add("--start_idx", type=utils.natural, default=1, help="number of a folder's first picture")
     add("--clip_cache", default="", metavar="DIR", help="keep local copies of clips behind URLs there")

@@ -15,6 +15,8 @@ from av.stream import Disposition
 from av.video.frame import PictureType
 from av.video.stream import VideoStream
 
+from utils import describe_stand_in
+
 Source = str | Path | bytes
 
 # PyAV 19 reads tags in any encoding; before, it must be told not to raise.
@@ -48,7 +50,8 @@ def open_video(source: Source, threads: int = 1) -> Iterator[tuple[InputContaine
         with _opened(source, threads) as opened:
             yield opened
     except (OSError, ValueError, MemoryError, av.error.FFmpegError) as error:
-        raise ClipError(explain(error)) from None
+        stand_in = None if isinstance(source, bytes) else describe_stand_in(Path(source))
+        raise ClipError(stand_in or explain(error)) from None
 
 
 @contextlib.contextmanager

@@ -199,6 +199,13 @@ def test_texts_are_refused(tmp_path, name):
         ClipReader().read(str(tmp_path / name), 0, np.arange)
 
 
+def test_what_a_download_left_in_place_of_a_video_is_named(tmp_path):
+    path = tmp_path / "clip.mp4"
+    path.write_text("version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 1\n")
+    with pytest.raises(ClipError, match="is a Git LFS pointer, not the file itself"):
+        ClipReader().read(str(path), 0, np.arange)
+
+
 @pytest.mark.parametrize(
     "name", ["a:b.mp4", "50%d.mp4", "été 手.mp4", b"latin\xe9.mp4", "[1]*?.mp4", "pipe:0.mp4"]
 )

@@ -363,7 +363,8 @@ def test_what_cannot_be_used_is_reported_with_its_reason(raw, prepare, tmp_path)
         (raw / f"{name}.mp4").hardlink_to(raw / "S01M0.mp4")
     (raw / "view0_rh_pt" / "groundTruth" / "S02M0.txt").write_text("take\n" * 50)
     code, report, shown = prepare(raw)
-    assert code == 0, shown
+    damaged = f"prepare_havid: {raw / 'S04M0.mp4'}: Invalid data found when processing input"
+    assert code == 1 and shown.splitlines()[-1] == damaged
     assert sorted(reasons(report)) == [
         ("lh", "S01M0", "label 'wave' is not in mapping.txt"),
         ("lh", "S02M0", "is in the test split too"),

@@ -1,14 +1,17 @@
 """Frame i of every kind of file, by the number that its encoder was given to draw."""
 
+import ast
 import itertools
 import os
 import shutil
+import signal
 import subprocess
 
 import av
 import numpy as np
 import pytest
 from av.stream import Disposition
+from conftest import ROOT
 from numbered_videos import (
     KINDS,
     N_FRAMES,
@@ -282,3 +285,47 @@ def test_cover_art_is_not_the_video(tmp_path):
     check_windows(write_with_cover(tmp_path / "film.mp4", True), 0, 20, 3)
     with pytest.raises(ClipError, match="holds no video"):
         read(write_with_cover(tmp_path / "song.mp4", False), np.array([0]))
+
+
+# --------------------------------------------------------------------------------------------- forks
+
+
+def conversions():
+    """(file, line, call) of every conversion of a frame in the product."""
+    files = [ROOT / "utils.py", *ROOT.glob("dataset/*.py"), *ROOT.glob("scripts/**/*.py")]
+    for path in files:
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("reformat", "to_ndarray"):
+                yield path.name, node.lineno, node
+
+
+def test_every_conversion_of_a_frame_uses_one_thread():
+    """The threads of PyAV 19's scaler do not survive a fork; its child would wait for them for ever."""
+    found = list(conversions())
+    assert len(found) >= 4
+    for file, line, call in found:
+        threads = {word.arg: word.value for word in call.keywords}.get("threads")
+        assert isinstance(threads, ast.Constant) and threads.value == 1, (file, line)
+
+
+def test_forked_processes_decode_and_encode_though_their_parent_did(files, tmp_path):
+    path = files("h264_b.mp4")
+    cut = Cut(tmp_path / "cut.mp4", 21, 29)
+
+    def work():
+        assert read(path, np.array([7])) == ([7], N_FRAMES)
+        annotate_video(path, tmp_path / "copy.mp4", lambda number: CAPTIONS)
+        ClipCutter(short_side=48, keyframe_interval=1, crf=20)(CutJob(path, (cut,)))
+        cut.path.unlink()
+
+    work()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)
+        code = 1
+        try:
+            work()
+            code = 0
+        finally:
+            os._exit(code)
+    assert os.waitpid(child, 0)[1] == 0

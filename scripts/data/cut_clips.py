@@ -26,6 +26,7 @@ from dataset.video import (
     read_header,
     to_rgb,
 )
+from utils import UserError, lack_of_files
 
 _ERRORS = (ClipError, OSError, ValueError, av.error.FFmpegError)
 
@@ -76,13 +77,19 @@ class ClipCutter:
     crf: int
 
     def __call__(self, job: CutJob) -> CutResult:
-        """Makes those clips of a job that are not there yet."""
+        """Makes those clips of a job that are not there yet.
+
+        Raises:
+            UserError: too few open files.
+        """
         try:
             header = read_header(job.recording)
             size = self.clip_size(header.height, header.width)
             missing = [cut for cut in job.cuts if not is_whole(cut, size)]
             problems = self._cut(job.recording, missing, size, header.rate) if missing else {}
         except _ERRORS as error:
+            if lack := lack_of_files(error):
+                raise UserError(lack) from error
             return CutResult(failure=explain(error))
         return CutResult(len(missing) - len(problems), len(job.cuts) - len(missing), problems)
 

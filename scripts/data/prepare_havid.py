@@ -36,7 +36,7 @@ from scripts.data.cut_clips import ClipCutter, Cut, CutJob, CutResult, remove_pa
 from scripts.data.havid_layout import HANDS, HandLabels, find_hand, find_recordings
 from scripts.data.killable_pool import work_through
 from scripts.data.prepare_report import make_report, print_report, write_lists
-from utils import UserError
+from utils import UserError, lack_of_files
 
 REPORT_NAME, SETTINGS_NAME = "prepare_report.json", "prepare_settings.json"
 # What decides a clip beside its name; clips made with other values cannot be kept.
@@ -113,11 +113,12 @@ def read_recordings(args: argparse.Namespace) -> dict[str, list[Path]]:
     return recordings
 
 
-def make_plan(args: argparse.Namespace) -> tuple[Plan, dict[str, HandLabels]]:
-    """What is to be cut, and both hands' labels."""
+def make_plan(args: argparse.Namespace, damaged: dict[Path, str]) -> tuple[Plan, dict[str, HandLabels]]:
+    """What is to be cut, and both hands' labels; recordings that cannot be read are added to `damaged`."""
     hands, recordings = read_hands(args), read_recordings(args)
     needed = needed_recordings(hands, recordings, args.view)
     lengths = dict(zip(needed, _in_processes(args, needed, _length, str, ("reading", "read")), strict=True))
+    damaged |= {path: length for path, length in lengths.items() if isinstance(length, str)}
     window = args.window if args.method == "window" else None
     rules = Rules(args.view, args.min_frames, frozenset(args.drop), window, args.per_class, args.seed)
     plan = Plan()
@@ -127,10 +128,16 @@ def make_plan(args: argparse.Namespace) -> tuple[Plan, dict[str, HandLabels]]:
 
 
 def _length(recording: Path) -> int | str:
-    """Frames of a recording, or why it cannot be read."""
+    """Frames of a recording, or why it cannot be read.
+
+    Raises:
+        UserError: too few open files.
+    """
     try:
         return count_frames(recording)
     except ClipError as error:
+        if lack := lack_of_files(error):
+            raise UserError(lack) from error
         return str(error)
 
 
@@ -185,8 +192,13 @@ def place_of(args: argparse.Namespace, clip: Clip) -> Path:
     return args.output / f"{clip.hand}_v0" / "videos" / clip.name
 
 
-def cut_all(args: argparse.Namespace, plan: Plan) -> tuple[int, int]:
-    """Makes the clips of a plan, and takes those out of it that cannot be made; returns (made, kept)."""
+def cut_all(args: argparse.Namespace, plan: Plan, damaged: dict[Path, str]) -> tuple[int, int]:
+    """Makes the clips of a plan, and takes those out of it that cannot be made.
+
+    Returns:
+        How many clips were made, and how many were there; a recording of which some cannot be made is
+        added to `damaged`.
+    """
     by_recording: dict[Path, list[Cut]] = {}
     for clip in plan.clips:
         by_recording.setdefault(clip.recording, []).append(Cut(place_of(args, clip), clip.start, clip.stop))
@@ -195,20 +207,27 @@ def cut_all(args: argparse.Namespace, plan: Plan) -> tuple[int, int]:
     results = _in_processes(args, jobs, cutter, lambda why: CutResult(failure=why), ("cutting", "cut"))
     failures = {job.recording: one.failure for job, one in zip(jobs, results, strict=True)}
     problems = {path: why for one in results for path, why in one.problems.items()}
+    for job, one in zip(jobs, results, strict=True):
+        if one.failure or one.problems:
+            damaged[job.recording] = one.failure or next(iter(one.problems.values()))
     plan.drop_failed(lambda clip: failures[clip.recording] or problems.get(place_of(args, clip)))
     return sum(one.made for one in results), sum(one.kept for one in results)
 
 
-def prepare(args: argparse.Namespace) -> None:
+def prepare(args: argparse.Namespace) -> dict[Path, str]:
     """Does everything.
+
+    Returns:
+        {recording: reason} of those that cannot be read, or not to their end.
 
     Raises:
         UserError: something needed is not there, or a list would be empty.
     """
     start = time.monotonic()
-    plan, hands = make_plan(args)
+    damaged: dict[Path, str] = {}
+    plan, hands = make_plan(args, damaged)
     claim_output(args)
-    made, kept = cut_all(args, plan)
+    made, kept = cut_all(args, plan, damaged)
     write_lists(args.output, plan, hands)
     cost = {"made": made, "kept": kept, "seconds": round(time.monotonic() - start, 1)}
     report = make_report(args, plan, hands) | cost
@@ -218,20 +237,23 @@ def prepare(args: argparse.Namespace) -> None:
         for split, one in splits.items():
             if not one["clips"]:
                 raise UserError(f"{hand} {split}: no clip could be made, see {args.output / REPORT_NAME}")
+    return damaged
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line; returns the exit code."""
     args = make_parser().parse_args(argv)
     try:
-        prepare(args)
+        damaged = prepare(args)
     except (UserError, OSError) as error:
         sys.stderr.write(f"prepare_havid: {visible(str(error))}\n")
         return 1
     except KeyboardInterrupt:
         sys.stderr.write("prepare_havid: stopped; the same command goes on from here\n")
         return 130
-    return 0
+    for path, reason in damaged.items():
+        sys.stderr.write(f"prepare_havid: {visible(f'{path}: {reason}')}\n")
+    return 1 if damaged else 0
 
 
 if __name__ == "__main__":
