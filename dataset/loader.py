@@ -44,8 +44,8 @@ class ClipReader:
 
     Attributes:
         backend: `pyav`, or `auto`, which means the same; or `decord`, for files that it reads right.
-        fname_tmpl: names of the pictures in a folder of frames, a format string such as `img_{:05}.jpg`.
-        start_idx: the number of a folder's first picture.
+        fname_tmpl: names of the images in a folder of frames, a format string such as `img_{:05}.jpg`.
+        start_idx: the number of a folder's first image.
         cache_dir: local folder that clips behind URLs are copied into; None: they are read each time.
 
     Raises:
@@ -72,7 +72,7 @@ class ClipReader:
 
         Args:
             place: a path or URL.
-            n_frames: pictures of a folder of frames; 0: `place` is a video file.
+            n_frames: number of images in a folder of frames; 0: `place` is a video file.
             choose: gets the number of frames and returns integer indices, in any order, shape and
                 with repetitions.
 

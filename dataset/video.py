@@ -235,6 +235,8 @@ def distinct(choose: IndexRule, n_frames: int) -> tuple[np.ndarray, np.ndarray]:
         raise ClipError("holds no frames")
     wanted = choose(n_frames)
     numbers, positions = np.unique(wanted, return_inverse=True)
+    if numbers[0] < 0 or numbers[-1] >= n_frames:
+        raise IndexError(f"frames {numbers[0]} to {numbers[-1]} of a clip of {n_frames}")
     return numbers, positions.reshape(np.shape(wanted))
 
 

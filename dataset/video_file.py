@@ -22,7 +22,7 @@ Source = str | Path | bytes
 # PyAV 19 reads tags in any encoding; before, it must be told not to raise.
 _ANY_TAGS = {"metadata_errors": "replace"} if int(av.__version__.partition(".")[0]) < 19 else {}
 _TEXT_CODECS = ("ansi", "bintext", "idf", "xbin")  # they draw text files
-_PICTURE_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
+_IMAGE_BRANDS = ("avif", "heic", "heim", "heis", "heix", "mif1")
 # Without it a damaged JPEG frame shows rows of an earlier frame, and nothing says so.
 _DECODER_OPTIONS = {"mjpeg": {"err_detect": "explode"}}
 
@@ -66,10 +66,10 @@ def _opened(source: Source, threads: int) -> Iterator[tuple[InputContainer, Vide
         if context is None:
             raise ClipError("its video is in a format that ffmpeg cannot decode")
         if context.name in _TEXT_CODECS:
-            raise ClipError("is text, no video")
+            raise ClipError("is text, not a video")
         brand = container.metadata.get("major_brand", "").strip()
-        if kind.endswith("_pipe") or kind.startswith(("image2", "ico")) or brand in _PICTURE_BRANDS:
-            raise ClipError("is a picture, no video")
+        if kind.endswith("_pipe") or kind.startswith(("image2", "ico")) or brand in _IMAGE_BRANDS:
+            raise ClipError("is an image, not a video")
         context.thread_count = threads
         if threads != 1:
             context.thread_type = "AUTO"

@@ -65,7 +65,7 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> Scan:
     """Reads all packets once and decides whether their times number the frames.
 
     Raises:
-        ClipError: they are one picture.
+        ClipError: the file is an image.
     """
     is_hidden = _HIDDEN.get(stream.codec_context.name)
     rows = [
@@ -81,7 +81,7 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> Scan:
     if not rows:
         return Scan(None, "")
     if container.format.name == "gif" and len(rows) == 1:
-        raise ClipError("is a picture, no video")
+        raise ClipError("is an image, not a video")
     columns = _Packets(*zip(*rows, strict=True))
     return Scan(_make_index(columns, container.format.name, stream), _truncation(container, stream, columns))
 

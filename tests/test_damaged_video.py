@@ -183,12 +183,12 @@ def test_frames_behind_the_end_of_a_truncated_file_are_not_made_up(files):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "AVIF"])
-@pytest.mark.parametrize("name", ["picture.mp4", "picture.{}"])
-def test_pictures_are_refused(tmp_path, kind, name):
+@pytest.mark.parametrize("name", ["image.mp4", "image.{}"])
+def test_images_are_refused(tmp_path, kind, name):
     path = tmp_path / name.format(kind.lower())
     Image.fromarray(draw_number(3)).save(path, format=kind)
     for read in (lambda: ClipReader().read(str(path), 0, np.arange), lambda: list(decode_all(path))):
-        with pytest.raises(ClipError, match="is a picture, no video"):
+        with pytest.raises(ClipError, match="is an image, not a video"):
             read()
 
 
