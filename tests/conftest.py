@@ -24,6 +24,7 @@ import cv2  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from numbered_videos import write_kind  # noqa: E402
 from tensorboardX.proto.event_pb2 import Event, SessionLog  # noqa: E402
 
 torch.set_num_threads(1)
@@ -172,6 +173,13 @@ def run_main():
         return RunResult(code, output.getvalue())
 
     return call
+
+
+@pytest.fixture(scope="session")
+def numbered_file(tmp_path_factory):
+    """Path of the file of a kind of `numbered_videos`, which is written at its first use."""
+    folder = tmp_path_factory.mktemp("numbered")
+    return lambda name: folder / name if (folder / name).exists() else write_kind(folder, name)
 
 
 @pytest.fixture(scope="session")

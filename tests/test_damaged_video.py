@@ -17,7 +17,6 @@ from numbered_videos import (
     read_numbers,
     rewrite_packets,
     set_display_matrix,
-    write_kind,
     write_numbered,
 )
 from PIL import Image
@@ -34,16 +33,6 @@ TELLING = [
     if name.endswith((".mp4", ".mov", ".mkv", ".avi", ".3gp", ".flv"))
     and not name.startswith(("hevc", "vp8", "vp9", "ffv1", "av1.mkv", "h264_edit"))
 ]
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("kinds")
-
-    def of(name):
-        return folder / name if (folder / name).exists() else write_kind(folder, name)
-
-    return of
 
 
 def damage(path, make):
@@ -74,8 +63,8 @@ def numbers_or_none(source, wanted):
 
 @pytest.mark.parametrize("make", [bytes, np.random.default_rng(0).bytes], ids=["zeros", "noise"])
 @pytest.mark.parametrize("name", TELLING)
-def test_frames_around_damage_are_right_or_missing(files, name, make):
-    source, first = damage(files(name), make), first_number(name)
+def test_frames_around_damage_are_right_or_missing(numbered_file, name, make):
+    source, first = damage(numbered_file(name), make), first_number(name)
     shown = N_FRAMES - first
     for number in range(shown):
         assert numbers_or_none(source, np.array([number])) in (None, [number + first])
@@ -89,8 +78,8 @@ def test_frames_around_damage_are_right_or_missing(files, name, make):
 @pytest.mark.parametrize(
     "name", ["h264.mp4", "h264_b.mkv", "h264_b.avi", "asp.avi", "mpeg2.mp4", "mjpeg.avi"]
 )
-def test_damaged_frames_are_refused_everywhere(files, name):
-    source = damage(files(name), bytes)
+def test_damaged_frames_are_refused_everywhere(numbered_file, name):
+    source = damage(numbered_file(name), bytes)
     refused = [n for n in range(N_FRAMES) if numbers_or_none(source, np.array([n])) is None]
     assert refused and DAMAGED - 4 <= min(refused) <= DAMAGED + 4
     assert N_FRAMES - 1 not in refused  # another group of pictures
@@ -102,8 +91,8 @@ def decode_all_of(source):
     return map(video.to_rgb, video.iterate_frames(source))
 
 
-def test_an_mp4_file_with_zeroed_bytes_never_gives_another_frame(files, tmp_path):
-    data = bytearray(files("h264_b.mp4").read_bytes())
+def test_an_mp4_file_with_zeroed_bytes_never_gives_another_frame(numbered_file, tmp_path):
+    data = bytearray(numbered_file("h264_b.mp4").read_bytes())
     start = data.index(b"mdat") + 3000
     data[start : start + 3000] = bytes(3000)
     kept = [numbers_or_none(bytes(data), np.array([number])) for number in range(N_FRAMES)]
@@ -119,10 +108,10 @@ def lose_packets(path, rng):
     return bytes(data)
 
 
-def test_damaged_transport_streams_are_one_line_at_worst(files):
+def test_damaged_transport_streams_are_one_line_at_worst(numbered_file):
     outcomes = set()
     for seed in range(40):
-        source = lose_packets(files("h264_b.ts"), np.random.default_rng(seed))
+        source = lose_packets(numbered_file("h264_b.ts"), np.random.default_rng(seed))
         for read in (video.count_frames, video.read_header, lambda s: list(decode_all_of(s))):
             try:
                 read(source)
@@ -145,8 +134,8 @@ def has_stray_packets(source):
     return False
 
 
-def test_packets_of_streams_that_damage_made_up_are_left_out(files):
-    damaged = [lose_packets(files("mpeg2.ts"), np.random.default_rng(seed)) for seed in range(100)]
+def test_packets_of_streams_that_damage_made_up_are_left_out(numbered_file):
+    damaged = [lose_packets(numbered_file("mpeg2.ts"), np.random.default_rng(seed)) for seed in range(100)]
     with_strays = [source for source in damaged if has_stray_packets(source)]
     assert with_strays or int(av.__version__.partition(".")[0]) >= 19  # which leaves them out itself
     for source in with_strays or damaged[:5]:
@@ -170,8 +159,8 @@ def test_truncated_files_say_how_much_is_missing(tmp_path, name):
     assert clip.truncation.startswith("breaks off: it states 6.0 s of video and holds ")
 
 
-def test_frames_behind_the_end_of_a_truncated_file_are_not_made_up(files):
-    data = files("h264_b.mkv").read_bytes()
+def test_frames_behind_the_end_of_a_truncated_file_are_not_made_up(numbered_file):
+    data = numbered_file("h264_b.mkv").read_bytes()
     half = data[: len(data) // 2]
     lengths = []
     clip = video.read_chosen(half, lambda n: (lengths.append(n), np.arange(n - 4))[1])
@@ -209,18 +198,18 @@ def test_what_a_download_left_in_place_of_a_video_is_named(tmp_path):
 @pytest.mark.parametrize(
     "name", ["a:b.mp4", "50%d.mp4", "été 手.mp4", b"latin\xe9.mp4", "[1]*?.mp4", "pipe:0.mp4"]
 )
-def test_any_name_of_a_file_is_read(files, tmp_path, monkeypatch, name):
+def test_any_name_of_a_file_is_read(numbered_file, tmp_path, monkeypatch, name):
     path = os.fsdecode(name)
     monkeypatch.chdir(tmp_path)
-    (tmp_path / path).write_bytes(files("h264.mp4").read_bytes())
+    (tmp_path / path).write_bytes(numbered_file("h264.mp4").read_bytes())
     for place in (path, str(tmp_path / path)):
         clip = ClipReader().read(place, 0, lambda n: np.array([5, 50]))
         assert read_numbers(clip.frames) == [5, 50]
 
 
-def test_tags_need_not_be_utf_8(files, tmp_path):
+def test_tags_need_not_be_utf_8(numbered_file, tmp_path):
     path = tmp_path / "tagged.avi"
-    with av.open(str(files("asp.avi"))) as reader, av.open(str(path), "w") as writer:
+    with av.open(str(numbered_file("asp.avi"))) as reader, av.open(str(path), "w") as writer:
         writer.metadata["title"] = "ZZZZ"
         stream = writer.add_stream_from_template(reader.streams.video[0])
         for packet in reader.demux(video=0):
@@ -252,9 +241,9 @@ def decord_wanted(path):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_decord_reads_right_or_refuses(files, name):
+def test_decord_reads_right_or_refuses(numbered_file, name):
     try:
-        found, wanted = decord_wanted(files(name))
+        found, wanted = decord_wanted(numbered_file(name))
     except ClipError as error:
         assert "--video_backend auto" in str(error)
         fails_here = "cannot read it" in str(error) or "misreads it" in str(error)  # depends on the processor
@@ -263,12 +252,12 @@ def test_decord_reads_right_or_refuses(files, name):
         assert found == wanted
 
 
-def test_decord_refuses_mirrored_and_damaged_files_and_several_streams(files, tmp_path):
-    mirrored = set_display_matrix(files("h264.mp4"), tmp_path / "mirrored.mp4", (-1, 0, 0, 1))
+def test_decord_refuses_mirrored_and_damaged_files_and_several_streams(numbered_file, tmp_path):
+    mirrored = set_display_matrix(numbered_file("h264.mp4"), tmp_path / "mirrored.mp4", (-1, 0, 0, 1))
     with pytest.raises(ClipError, match="decord misreads mirrored videos"):
         decord_wanted(mirrored)
     damaged = tmp_path / "damaged.mp4"
-    damaged.write_bytes(damage(files("h264.mp4"), bytes))
+    damaged.write_bytes(damage(numbered_file("h264.mp4"), bytes))
     with pytest.raises(ClipError, match=r"frame 30 is damaged or missing"):
         decord_wanted(damaged)
     two = tmp_path / "two.mp4"
@@ -307,11 +296,15 @@ class _Fails(_FourChannels):
     ("reader", "message"),
     [(_FourChannels, "decord misreads it"), (_Fails, "decord cannot read it: it cannot;")],
 )
-def test_failures_of_decord_are_refusals(files, monkeypatch, reader, message):
+def test_failures_of_decord_are_refusals(numbered_file, monkeypatch, reader, message):
     monkeypatch.setattr(decord, "VideoReader", reader)
     with pytest.raises(ClipError, match=f"{message}.*--video_backend auto"):
-        decord_wanted(files("h264.mp4"))
-    assert ClipReader("auto").read(str(files("h264.mp4")), 0, np.arange).frames.shape == (N_FRAMES, *SIZE, 3)
+        decord_wanted(numbered_file("h264.mp4"))
+    assert ClipReader("auto").read(str(numbered_file("h264.mp4")), 0, np.arange).frames.shape == (
+        N_FRAMES,
+        *SIZE,
+        3,
+    )
 
 
 @pytest.mark.parametrize("width", range(16, 401, 24))

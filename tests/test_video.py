@@ -21,7 +21,6 @@ from numbered_videos import (
     read_numbers,
     rewrite_packets,
     set_display_matrix,
-    write_kind,
     write_numbered,
 )
 
@@ -32,17 +31,6 @@ from scripts.tools.annotate_video import Caption, annotate_video
 from scripts.tools.video_stream import decode_all
 
 READER = ClipReader()
-
-
-@pytest.fixture(scope="module")
-def files(tmp_path_factory):
-    """Writes the file of a kind at its first use."""
-    folder = tmp_path_factory.mktemp("kinds")
-
-    def of(name):
-        return folder / name if (folder / name).exists() else write_kind(folder, name)
-
-    return of
 
 
 def windows(n_frames, count, seed=0):
@@ -69,28 +57,28 @@ def check_windows(path, first, n_frames, count, seed=0):
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_frame_i_is_frame_i_in_every_kind_of_file(files, name):
+def test_frame_i_is_frame_i_in_every_kind_of_file(numbered_file, name):
     first = first_number(name)
-    check_windows(files(name), first, N_FRAMES - first, 5)
+    check_windows(numbered_file(name), first, N_FRAMES - first, 5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
-def test_many_more_windows(files, name):
+def test_many_more_windows(numbered_file, name):
     first = first_number(name)
-    check_windows(files(name), first, N_FRAMES - first, 100, seed=1)
+    check_windows(numbered_file(name), first, N_FRAMES - first, 100, seed=1)
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_bytes_are_read_as_the_file_is(files, name):
+def test_bytes_are_read_as_the_file_is(numbered_file, name):
     first, wanted = first_number(name), np.array([40, 7, 33])
-    clip = video.read_chosen(files(name).read_bytes(), lambda n: wanted)
+    clip = video.read_chosen(numbered_file(name).read_bytes(), lambda n: wanted)
     assert read_numbers(clip.frames[clip.positions]) == (wanted + first).tolist()
 
 
 @pytest.mark.parametrize("name", KINDS)
-def test_tools_see_the_same_frames(files, name, tmp_path):
-    path, first = files(name), first_number(name)
+def test_tools_see_the_same_frames(numbered_file, name, tmp_path):
+    path, first = numbered_file(name), first_number(name)
     numbers = list(range(first, N_FRAMES))
     assert video.count_frames(path) == len(numbers)
     assert read_numbers(decode_all(path)) == numbers  # predict, extract_features
@@ -109,14 +97,14 @@ def test_tools_see_the_same_frames(files, name, tmp_path):
 CAPTIONS = (Caption("left hand", "hold", 0.5),)
 
 
-def test_only_files_without_stored_times_are_decoded_from_the_start(files):
-    sequential = {name for name in KINDS if video.read_chosen(files(name), np.arange).is_sequential}
+def test_only_files_without_stored_times_are_decoded_from_the_start(numbered_file):
+    sequential = {name for name in KINDS if video.read_chosen(numbered_file(name), np.arange).is_sequential}
     assert sequential == {
         *("h264_b.avi", "h264.avi", "h264_open.avi", "asp_b.avi", "mpeg2.avi"),
         *("h264_b.mpg", "mpeg2.mpg", "h264_b.h264", "h264_interlaced.ts"),
     }
     notes = {
-        name: READER.read(str(files(name)), 0, lambda n: np.array([0])).note
+        name: READER.read(str(numbered_file(name)), 0, lambda n: np.array([0])).note
         for name in ("asp_b.avi", "asp.avi")
     }
     assert notes["asp.avi"] == ""
@@ -128,8 +116,8 @@ def test_only_files_without_stored_times_are_decoded_from_the_start(files):
     shutil.which("ffmpeg") is None and "REQUIRE_FFMPEG" not in os.environ, reason="needs the program ffmpeg"
 )
 @pytest.mark.parametrize("name", KINDS)
-def test_ffmpeg_shows_the_same_frames(files, name):
-    path = files(name)
+def test_ffmpeg_shows_the_same_frames(numbered_file, name):
+    path = numbered_file(name)
     command = [
         "ffmpeg",
         "-v",
@@ -292,8 +280,8 @@ def test_cover_art_is_not_the_video(tmp_path):
 
 def conversions():
     """(file, line, call) of every conversion of a frame in the product."""
-    files = [ROOT / "utils.py", *ROOT.glob("dataset/*.py"), *ROOT.glob("scripts/**/*.py")]
-    for path in files:
+    paths = [ROOT / "utils.py", *ROOT.glob("dataset/*.py"), *ROOT.glob("scripts/**/*.py")]
+    for path in paths:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Call) and getattr(node.func, "attr", "") in ("reformat", "to_ndarray"):
                 yield path.name, node.lineno, node
@@ -308,8 +296,8 @@ def test_every_conversion_of_a_frame_uses_one_thread():
         assert isinstance(threads, ast.Constant) and threads.value == 1, (file, line)
 
 
-def test_forked_processes_decode_and_encode_though_their_parent_did(files, tmp_path):
-    path = files("h264_b.mp4")
+def test_forked_processes_decode_and_encode_though_their_parent_did(numbered_file, tmp_path):
+    path = numbered_file("h264_b.mp4")
     cut = Cut(tmp_path / "cut.mp4", 21, 29)
 
     def work():
