@@ -142,7 +142,7 @@ def _decode(source: str | bytes, choose: IndexRule, backend: str, kind: str) -> 
     chosen = video.read_chosen(source, choose)
     note = ""
     if chosen.is_sequential:
-        note = f"some {kind or 'unnamed'} files store no frame times: they are decoded from their first frame"
+        note = f"some {kind or 'unnamed'} files are slow to read: they do not store the times of their frames"
     return DecodedClip(chosen.frames, chosen.positions, note), chosen.truncation
 
 

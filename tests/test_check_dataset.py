@@ -184,7 +184,7 @@ def test_kinds_of_files_that_are_slow_to_read_are_noted(check, data, tmp_path):
     code, report, _ = check(*data(lists))
     assert code == 0
     (note,) = texts(report["notes"])
-    assert note.startswith("lh train: some .avi files store no frame times") and note.endswith("(1 clip)")
+    assert note.startswith("lh train: some .avi files are slow to read") and note.endswith("(1 clip)")
     assert check(*data(lists, "--video_backend", "decord"))[0] == 1
 
 

@@ -108,7 +108,7 @@ def test_only_files_without_stored_times_are_decoded_from_the_start(numbered_fil
         for name in ("asp_b.avi", "asp.avi")
     }
     assert notes["asp.avi"] == ""
-    assert notes["asp_b.avi"].startswith("some .avi files store no frame times")
+    assert notes["asp_b.avi"].startswith("some .avi files are slow to read")
 
 
 @pytest.mark.slow
