@@ -1,4 +1,4 @@
-"""Random access to the frames of a video whose packets have presentation times."""
+"""Random access to the frames of a video by the presentation times of its packets."""
 
 from __future__ import annotations
 

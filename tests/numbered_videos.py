@@ -1,4 +1,4 @@
-"""Writes videos of every kind whose frames carry their own numbers, and reads the numbers back.
+"""Writes videos of every kind with the number of each frame drawn on it, and reads the numbers back.
 
 Frame i shows i as 12 blocks along the top, bit 0 at the left, white for 1. The number is the truth: no
 decoder says which frame a frame is.
