@@ -918,7 +918,8 @@ def naming(path: Path) -> Iterator[Path]:
         cause = error if isinstance(error, OSError) else error.__context__
         if not isinstance(cause, OSError):
             raise
-        raise UserError(f"{path}: cannot be written: {cause.strerror or cause}") from error
+        reason = lack_of_files(cause) or cause.strerror or cause
+        raise UserError(f"{path}: cannot be written: {reason}") from error
 
 
 @contextlib.contextmanager

@@ -114,7 +114,7 @@ def read_recordings(args: argparse.Namespace) -> dict[str, list[Path]]:
 
 
 def make_plan(args: argparse.Namespace, damaged: dict[Path, str]) -> tuple[Plan, dict[str, HandLabels]]:
-    """Plans the clips; returns the plan and both hands' labels, and adds unreadable recordings to `damaged`."""
+    """Plans the clips; returns plan and labels of both hands, and adds bad recordings to `damaged`."""
     hands, recordings = read_hands(args), read_recordings(args)
     needed = needed_recordings(hands, recordings, args.view)
     lengths = dict(zip(needed, _in_processes(args, needed, _length, str, ("reading", "read")), strict=True))
