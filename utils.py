@@ -1060,7 +1060,7 @@ def describe_stand_in(path: Path) -> str | None:
     try:
         with path.open("rb") as file:
             head = file.read(1024)
-    except OSError:
+    except (OSError, ValueError):  # such as of a null byte in the name
         return None
     if head.startswith(_LFS_POINTER):
         return "is a Git LFS pointer, not the file itself: fetch it with `git lfs pull`"

@@ -64,6 +64,7 @@ READER_VERSION = 2  # of the rule that numbers frames; checkpoints record it
 
 IndexRule = Callable[[int], np.ndarray]
 
+_UNSPECIFIED = 2  # ffmpeg's number of the colour matrix that is not stated
 _MAX_RATE = 1000  # frames per second; a header that states more is not believed
 
 
@@ -183,7 +184,11 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
         uint8 `(H, W, 3)`.
     """
     # One thread: the threads of a scaler do not survive a fork, and the child would wait for them for ever.
-    rgb = frame.to_ndarray(format="rgb24", threads=1)
+    try:
+        rgb = frame.to_ndarray(format="rgb24", threads=1)
+    except OSError:  # a colour matrix that ffmpeg's scaler does not know
+        frame.colorspace = _UNSPECIFIED
+        rgb = frame.to_ndarray(format="rgb24", threads=1)
     a, b, c, d = _display_matrix(frame)
     if abs(b) + abs(c) > abs(a) + abs(d):
         rgb, a, d = rgb.transpose(1, 0, 2), c, b

@@ -28,6 +28,7 @@ class Index(NamedTuple):
     Attributes:
         times: times of the packets that are shown, ascending: int64 `(n,)`.
         decode_order: times of all packets in the order of decoding: int64 `(P,)`.
+        marks: (size, place in the file) of all packets in the order of decoding.
         key_times: times of the keyframes, ascending.
         key_positions: positions of the keyframes in `decode_order`.
         key_seeks: times by which the container's demuxer finds the keyframes.
@@ -36,6 +37,7 @@ class Index(NamedTuple):
 
     times: np.ndarray
     decode_order: np.ndarray
+    marks: list[tuple[int, int | None]]
     key_times: np.ndarray
     key_positions: np.ndarray
     key_seeks: np.ndarray
@@ -75,6 +77,8 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> Scan:
             packet.is_keyframe,
             not (packet.is_discard or (is_hidden and is_hidden(packet))),
             packet.size,
+            packet.pos,
+            packet.has_sidedata("palette"),
         )
         for packet in packets_of(container, stream)
     ]
@@ -94,6 +98,8 @@ class _Packets(NamedTuple):
     is_key: tuple[bool, ...]
     is_shown: tuple[bool, ...]
     sizes: tuple[int, ...]  # bytes
+    places: tuple[int | None, ...]  # first bytes
+    have_palette: tuple[bool, ...]
 
 
 def _is_hidden_vp8(packet: av.Packet) -> bool:
@@ -121,25 +127,31 @@ def _make_index(packets: _Packets, container: str, stream: VideoStream) -> Index
         # A transport stream may hold each field of an interlaced frame in a packet of its own.
         or (container == MPEG_TS and context.field_order not in _PROGRESSIVE)
         or (context.name == "mpeg4" and min(packets.sizes) < _CODED_BYTES)
+        # Copies of streams without presentation times have their decoding times in their place.
+        or (context.has_b_frames and packets.times == packets.decode_times)
+        or any(packets.have_palette)  # demuxers do not give it again after a seek
     ):
         return None
     times = np.array(packets.times)
     # Matroska has no decoding times; ffmpeg derives them, but for the first packets.
     seeks = times if container == MATROSKA else np.array(packets.decode_times, float)
     shown, key_times = np.sort(times[np.array(packets.is_shown)]), times[is_key]
+    key_positions = np.flatnonzero(is_key)
+    latest_before_keys = np.maximum.accumulate(times)[key_positions[1:] - 1]
     if (
         len(np.unique(times)) < len(times)
         or (container != MATROSKA and not (np.diff(seeks) > 0).all())
         or (np.diff(key_times) <= 0).any()
+        or (latest_before_keys > key_times[1:]).any()  # such as of joined cuts with hidden ends
         or not len(shown)
         or shown[0] < key_times[0]  # such frames cannot be decoded
     ):
         return None
-    key_positions = np.flatnonzero(is_key)
     group_starts = np.repeat(key_times, np.diff([*key_positions, len(times)]))
     return Index(
         times=shown,
         decode_order=times,
+        marks=list(zip(packets.sizes, packets.places, strict=True)),
         key_times=key_times,
         key_positions=key_positions,
         key_seeks=seeks[is_key].astype(int),

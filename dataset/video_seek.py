@@ -32,7 +32,7 @@ def seek_frames(
             run = _Run(container, stream, index, key)
         frame = run.advance(time)
         if frame is None and may_seek and run.key:
-            # With intra refresh, decoding is complete only some frames after what is called a keyframe.
+            # With intra refresh, or false keyframes, only the first one is a start that can be relied on.
             may_seek, run = False, _Run(container, stream, index, 0)
             frame = run.advance(time)
         if frame is None:
@@ -71,6 +71,9 @@ class _Run:
                 return frame if self._damaged_until == _NEVER else None
             self._ahead = None
 
+    def _is_key(self, time: int) -> bool:
+        return bool(np.isin(time, self._index.key_times))
+
     def _count(self, packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
         for packet in packets:
             self.position += 1
@@ -90,10 +93,12 @@ class _Run:
                 raise WrongTimesError
             if rank > self._expected and not is_first:
                 self._damaged_until = int(self._index.times[rank - 1])
+            # Some files call packets keyframes that are none.
+            starts_late = is_first and self.key > 0 and not is_fresh_start(frame)
             self._expected, is_first = rank + 1, False
-            if frame.is_corrupt:
+            if frame.is_corrupt or starts_late:
                 self._damaged_until = frame.pts
-            elif frame.pts > self._damaged_until and is_fresh_start(frame):
+            elif frame.pts > self._damaged_until and is_fresh_start(frame) and self._is_key(frame.pts):
                 self._damaged_until = _NEVER
             yield frame
 
@@ -103,11 +108,16 @@ def _land_on_key(
 ) -> Iterator[av.Packet]:
     """Seeks, and reads packets from a keyframe on; a demuxer may land before it, and rarely behind it."""
     for earlier in range(key, -1, -1):
-        container.seek(int(index.key_seeks[earlier]), stream=stream)
+        try:
+            container.seek(int(index.key_seeks[earlier]), stream=stream)
+        except av.error.FFmpegError:  # the container cannot be sought in
+            break
         packets = packets_of(container, stream)
         first = next(packets, None)
-        places = np.flatnonzero(index.decode_order == first.pts) if first is not None else ()
-        if len(places) and places[0] <= index.key_positions[key]:
-            skipped = int(index.key_positions[key] - places[0])
+        positions = np.flatnonzero(index.decode_order == first.pts) if first is not None else ()
+        if not len(positions) or index.marks[positions[0]] != (first.size, first.pos):
+            break  # the container's own index is damaged
+        if positions[0] <= index.key_positions[key]:
+            skipped = int(index.key_positions[key] - positions[0])
             return itertools.islice(itertools.chain([first], packets), skipped, None)
     raise WrongTimesError
