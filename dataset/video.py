@@ -19,12 +19,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import os
+import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import av
 import numpy as np
+from av.video.reformatter import VideoReformatter
 
 from dataset.video_file import (
     ClipError,
@@ -48,6 +51,7 @@ __all__ = [
     "IndexRule",
     "VideoHeader",
     "check_for_decord",
+    "convert",
     "count_frames",
     "distinct",
     "explain",
@@ -64,6 +68,7 @@ READER_VERSION = 2  # of the rule that numbers frames; checkpoints record it
 
 IndexRule = Callable[[int], np.ndarray]
 
+_scaler = threading.local()
 _UNSPECIFIED = 2  # ffmpeg's number of the colour matrix that is not stated
 _MAX_RATE = 1000  # frames per second; a header that states more is not believed
 
@@ -183,16 +188,30 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     Returns:
         uint8 `(H, W, 3)`.
     """
-    # One thread: the threads of a scaler do not survive a fork, and the child would wait for them for ever.
     try:
-        rgb = frame.to_ndarray(format="rgb24", threads=1)
+        rgb = convert(frame, format="rgb24").to_ndarray()
     except OSError:  # a colour matrix that ffmpeg's scaler does not know
         frame.colorspace = _UNSPECIFIED
-        rgb = frame.to_ndarray(format="rgb24", threads=1)
+        rgb = convert(frame, format="rgb24").to_ndarray()
     a, b, c, d = _display_matrix(frame)
     if abs(b) + abs(c) > abs(a) + abs(d):
         rgb, a, d = rgb.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
+
+
+def convert(frame: av.VideoFrame, **wanted: Any) -> av.VideoFrame:
+    """Convert a frame to another format or size, with a scaler of this process and thread.
+
+    The threads of a scaler do not survive a fork. A process that uses, or only frees, a scaler that another
+    one has used with threads waits for them for ever.
+
+    Args:
+        frame: the frame.
+        wanted: `format`, `height`, `width` and other keywords of PyAV's `VideoReformatter.reformat`.
+    """
+    if getattr(_scaler, "process", None) != os.getpid():
+        _scaler.process, _scaler.own = os.getpid(), VideoReformatter()
+    return _scaler.own.reformat(frame, threads=1, **wanted)
 
 
 def is_stored_upright(frame: av.VideoFrame) -> bool:

@@ -19,6 +19,7 @@ from av.video.frame import PictureType
 
 from dataset.video import (
     ClipError,
+    convert,
     explain,
     is_stored_upright,
     iterate_frames,
@@ -211,7 +212,7 @@ def _scaled(frame: av.VideoFrame, size: tuple[int, int]) -> av.VideoFrame:
     """An upright frame of size `(H, W)` that can be encoded."""
     if not is_stored_upright(frame):
         frame = av.VideoFrame.from_ndarray(to_rgb(frame), format="rgb24")
-    picture = frame.reformat(height=size[0], width=size[1], format="yuv420p", interpolation="AREA", threads=1)
+    picture = convert(frame, height=size[0], width=size[1], format="yuv420p", interpolation="AREA")
     # Where the recording has a keyframe says nothing about where the clip should have one.
     picture.pict_type = PictureType.NONE
     return picture

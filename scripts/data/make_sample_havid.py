@@ -41,6 +41,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from dataset.video import convert
 from scripts.data.sample_raw import Session, plan_sessions, write_raw_labels
 from scripts.data.sample_scenes import HANDS, Recording, render, render_session
 from scripts.data.sample_vocabulary import SPLITS, VOCABULARIES
@@ -160,8 +161,7 @@ def encode(path: Path, frames: Iterator[np.ndarray], fps: int, keyframe_step: in
             if number == 0:
                 stream.height, stream.width = frame.shape[:2]
             picture = av.VideoFrame.from_ndarray(frame, format="rgb24")
-            # One thread: those of a scaler do not survive the fork of a pool's process.
-            container.mux(stream.encode(picture.reformat(format="yuv420p", threads=1)))
+            container.mux(stream.encode(convert(picture, format="yuv420p")))
         container.mux(stream.encode(None))
 
 

@@ -20,6 +20,7 @@ from PIL import Image, ImageDraw, ImageFont
 from dataset.video import (
     ClipError,
     VideoHeader,
+    convert,
     explain,
     iterate_frames,
     open_video,
@@ -135,7 +136,7 @@ class _Pictures:
         """Encodes a picture with its captions; `time` is in the video's own unit."""
         _put_bar(picture, captions_at(self._count))
         frame = av.VideoFrame.from_ndarray(np.pad(picture, self._padding, mode="edge"), format="rgb24")
-        frame = frame.reformat(format="yuv420p", threads=1)
+        frame = convert(frame, format="yuv420p")
         first = self._last is None
         if time is None or (not first and time <= self._last):
             time = 0 if first else self._last + self._step

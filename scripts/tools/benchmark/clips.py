@@ -12,7 +12,7 @@ import av
 
 import run_alternating_hand_finetuning as finetuning
 from dataset.datasets import ClipKey, VideoClsDataset
-from dataset.video import iterate_frames
+from dataset.video import convert, iterate_frames
 from models import HANDS
 from utils import UserError
 
@@ -68,7 +68,7 @@ def scale_clip(
         stream.codec_context.thread_count = 1  # the bytes depend on the number of threads
         number = -1
         for number, frame in enumerate(itertools.islice(iterate_frames(source), n_frames)):
-            scaled = frame.reformat(*size, format="yuv420p", threads=1)
+            scaled = convert(frame, width=size.width, height=size.height, format="yuv420p")
             # What the source was coded as would be forced upon the encoder.
             scaled.pict_type = av.video.frame.PictureType.NONE
             scaled.pts, scaled.time_base = number, Fraction(1, FRAMES_A_SECOND)
