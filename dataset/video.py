@@ -19,16 +19,14 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import os
-import threading
 from collections.abc import Callable, Iterator
 from fractions import Fraction
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import av
 import numpy as np
-from av.video.reformatter import VideoReformatter
 
+from dataset.frame_scaler import convert
 from dataset.video_file import (
     ClipError,
     DamagedFrameError,
@@ -68,7 +66,6 @@ READER_VERSION = 2  # of the rule that numbers frames; checkpoints record it
 
 IndexRule = Callable[[int], np.ndarray]
 
-_scaler = threading.local()
 _UNSPECIFIED = 2  # ffmpeg's number of the colour matrix that is not stated
 _MAX_RATE = 1000  # frames per second; a header that states more is not believed
 
@@ -197,21 +194,6 @@ def to_rgb(frame: av.VideoFrame) -> np.ndarray:
     if abs(b) + abs(c) > abs(a) + abs(d):
         rgb, a, d = rgb.transpose(1, 0, 2), c, b
     return np.ascontiguousarray(rgb[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1])
-
-
-def convert(frame: av.VideoFrame, **wanted: Any) -> av.VideoFrame:
-    """Convert a frame to another format or size, with a scaler of this process and thread.
-
-    The threads of a scaler do not survive a fork. A process that uses, or only frees, a scaler that another
-    one has used with threads waits for them for ever.
-
-    Args:
-        frame: the frame.
-        wanted: `format`, `height`, `width` and other keywords of PyAV's `VideoReformatter.reformat`.
-    """
-    if getattr(_scaler, "process", None) != os.getpid():
-        _scaler.process, _scaler.own = os.getpid(), VideoReformatter()
-    return _scaler.own.reformat(frame, threads=1, **wanted)
 
 
 def is_stored_upright(frame: av.VideoFrame) -> bool:

@@ -289,7 +289,7 @@ def conversions():
 
 def test_all_frames_are_converted_in_one_place():
     ((file, _),) = conversions()
-    assert file == "video.py"
+    assert file == "frame_scaler.py"
 
 
 def test_forked_processes_decode_and_encode_though_their_parent_did(numbered_file, tmp_path):

@@ -41,7 +41,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from dataset.video import convert
+from dataset.frame_scaler import convert
 from scripts.data.sample_raw import Session, plan_sessions, write_raw_labels
 from scripts.data.sample_scenes import HANDS, Recording, render, render_session
 from scripts.data.sample_vocabulary import SPLITS, VOCABULARIES
