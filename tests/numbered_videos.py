@@ -20,7 +20,7 @@ _CLOCK = fractions.Fraction(1, 1000)
 
 _X264 = {"preset": "veryfast", "crf": "24", "g": "12"}
 _B_FRAMES = {**_X264, "bf": "3"}
-_OPEN = {**_B_FRAMES, "x264-params": "open-gop=1"}
+_OPEN = {**_B_FRAMES, "x264-params": "open-gop=1:scenecut=0:b-adapt=0:min-keyint=2"}
 _INTRA_REFRESH = {**_X264, "bf": "0", "g": "20", "x264-params": "intra-refresh=1"}
 _X265 = {"preset": "ultrafast", "x265-params": "log-level=none:keyint=12:min-keyint=12:bframes=3:open-gop=1"}
 _ASP = {"g": "12", "q:v": "3"}
@@ -153,7 +153,8 @@ def write_kind(folder, name):
 
 def rewrite_packets(source, target, change):
     """Copies a video packet by packet; `change` returns the bytes that replace those of packet i."""
-    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+    as_given = {"fflags": "-autobsf"}  # else hidden frames of VP9 are packed with shown ones
+    with av.open(str(source)) as reader, av.open(str(target), "w", options=as_given) as writer:
         stream = reader.streams.video[0]
         copy = writer.add_stream_from_template(stream)
         for number, packet in enumerate(packet for packet in reader.demux(stream) if packet.size):

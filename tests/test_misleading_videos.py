@@ -73,6 +73,44 @@ def test_time_of_a_frame_that_belongs_behind_the_next_keyframe(tmp_path, ending)
     check(copy_packets(path, tmp_path / f"moved.{ending}", move_one), list(range(N_FRAMES)))
 
 
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+def test_time_of_a_frame_that_belongs_behind_the_next_one(tmp_path, ending):
+    path = write_numbered(tmp_path / f"clip.{ending}", options={"g": "60", "bf": "0", "sc_threshold": "0"})
+
+    def move_one(packets):
+        step = packets[1].pts - packets[0].pts
+        packets[23].pts += step + step // 2
+
+    moved = copy_packets(path, tmp_path / f"moved.{ending}", move_one)
+    for wanted in (10, 22, 26, 40):
+        clip = video.read_chosen(moved, lambda n, wanted=wanted: np.array([wanted]))
+        assert read_numbers(clip.frames) == [wanted]
+    for wanted in (23, 24, 25):  # the times contradict the order of decoding: right, or refused
+        try:
+            clip = video.read_chosen(moved, lambda n, wanted=wanted: np.array([wanted]))
+        except ClipError:
+            continue
+        assert read_numbers(clip.frames) == [wanted]
+
+
+@pytest.mark.parametrize("name", ["h264_open.mkv", "hevc_open.mkv", "mpeg2.mp4"])
+def test_frames_before_the_first_keyframe_that_cannot_be_decoded_are_not_counted(
+    numbered_file, tmp_path, name
+):
+    number_of_key = 0
+
+    def cut(packets):
+        nonlocal number_of_key
+        times = sorted(packet.pts for packet in packets)
+        keys = (number for number, packet in enumerate(packets) if number and packet.is_keyframe)
+        first = next(key for key in keys if min(p.pts for p in packets[key + 1 : key + 4]) < packets[key].pts)
+        number_of_key = times.index(packets[first].pts)
+        del packets[:first]
+
+    path = copy_packets(numbered_file(name), tmp_path / name, cut)
+    check(path, list(range(number_of_key, N_FRAMES)))
+
+
 @pytest.mark.parametrize("ending", ["avi", "mov"])
 def test_palette_is_not_lost(tmp_path, ending):
     palette = np.repeat(np.arange(256, dtype=np.uint8)[:, None], 4, 1)
