@@ -23,6 +23,7 @@ from scripts.tools.annotate_video import Caption, annotate_video
 from scripts.tools.readings import read_windows
 from scripts.tools.timeline import Block, Lane, clock_text, draw_timeline
 from scripts.tools.trained_model import load_trained
+from scripts.tools.window_scorer import find_videos
 
 CPU = torch.device("cpu")
 NUM_FRAMES, RATE = 4, 2  # of the tiny run
@@ -451,3 +452,10 @@ def test_long_video_is_decoded_once_and_never_held(checkpoint, tmp_path, monkeyp
     assert len(prediction.spans) == (n - SPAN) // 2 + 1
     of_a_batch = -(-(SPAN + 2 * args.batch_size) // video_stream.CHUNK) + 1
     assert most <= video_stream.CHUNKS_AHEAD + 2 + of_a_batch < n / video_stream.CHUNK / 10
+
+
+def test_folders_are_searched_for_every_kind_of_video(tmp_path):
+    names = ["a.MP4", "b.ts", "c.mpg", "d.wmv", "e.m2ts", "f.3gp"]
+    for name in [*names, "notes.txt", "frame.png"]:
+        (tmp_path / name).touch()
+    assert [path.name for path in find_videos([str(tmp_path)])] == names

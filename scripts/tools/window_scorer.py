@@ -27,7 +27,10 @@ from scripts.tools.trained_model import WEIGHTS, TrainedModel, load_trained
 from scripts.tools.video_stream import stream_views
 from utils import Parser, UserError, count, lacks_memory, natural, pick_amp_dtype
 
-VIDEO_SUFFIXES = (".mp4", ".mkv", ".avi", ".mov", ".webm")
+VIDEO_SUFFIXES = (
+    *(".mp4", ".m4v", ".mov", ".3gp", ".mkv", ".webm", ".avi", ".wmv", ".flv"),
+    *(".ts", ".mts", ".m2ts", ".mpg", ".mpeg"),
+)
 
 CutWindows = Callable[[Iterable[np.ndarray]], Iterator[Window]]
 
