@@ -79,6 +79,7 @@ def scan_packets(container: InputContainer, stream: VideoStream) -> Scan:
             packet.size,
             packet.pos,
             packet.has_sidedata("palette"),
+            packet.duration,
         )
         for packet in packets_of(container, stream)
     ]
@@ -100,6 +101,7 @@ class _Packets(NamedTuple):
     sizes: tuple[int, ...]  # bytes
     places: tuple[int | None, ...]  # first bytes
     have_palette: tuple[bool, ...]
+    durations: tuple[int | None, ...]
 
 
 def _is_hidden_vp8(packet: av.Packet) -> bool:
@@ -161,14 +163,19 @@ def _make_index(packets: _Packets, container: str, stream: VideoStream) -> Index
 
 def _truncation(container: InputContainer, stream: VideoStream, packets: _Packets) -> str:
     """Says how much of the stated duration is missing, if it is more than 1 s and 5 %."""
-    times = [time for time in packets.times if time is not None]
+    spans = [
+        (time, time + (length or 0))
+        for time, length in zip(packets.times, packets.durations, strict=True)
+        if time is not None
+    ]
     stated = _stated_seconds(container, stream)
-    if stated is None or not times:
+    if stated is None or not spans:
         return ""
-    there = float((max(times) - min(times)) * stream.time_base)
+    starts, ends = zip(*spans, strict=True)
+    there = float((max(ends) - min(starts)) * stream.time_base)
     if stated - there <= max(1.0, 0.05 * stated):
         return ""
-    return f"breaks off: it states {stated:.1f} s of video and holds {there:.1f} s, {len(times)} frames"
+    return f"breaks off: it states {stated:.1f} s of video and holds {there:.1f} s, {len(spans)} frames"
 
 
 def _stated_seconds(container: InputContainer, stream: VideoStream) -> float | None:

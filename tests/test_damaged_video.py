@@ -160,6 +160,29 @@ def test_truncated_files_say_how_much_is_missing(tmp_path, name):
     assert clip.truncation.startswith("breaks off: it states 6.0 s of video and holds ")
 
 
+@pytest.mark.parametrize("name", ["still.mp4", "still.mkv"])
+def test_a_last_frame_that_is_shown_for_long_is_not_missing(tmp_path, name):
+    times = [*range(0, 2000, 40), 12000]  # the last but one for 10 s
+    frames = [draw_number(number) for number in range(len(times))]
+    path = write_numbered(tmp_path / name, frames=frames, times=times, options={"bf": "0"})
+    whole = copy_without_last(path, tmp_path / f"long_{name}")
+    clip = video.read_chosen(whole, lambda n: np.array([n - 1]))
+    assert (read_numbers(clip.frames), clip.truncation) == ([len(times) - 2], "")
+
+
+def copy_without_last(source, target):
+    """Copies a video but for its last frame, whose time ends the one before it."""
+    with av.open(str(source)) as reader, av.open(str(target), "w") as writer:
+        stream = reader.streams.video[0]
+        copy = writer.add_stream_from_template(stream)
+        packets = [packet for packet in reader.demux(stream) if packet.size]
+        packets[-2].duration = packets[-1].pts - packets[-2].pts
+        for packet in packets[:-1]:
+            packet.stream = copy
+            writer.mux(packet)
+    return target
+
+
 def test_frames_behind_the_end_of_a_truncated_file_are_not_made_up(numbered_file):
     data = numbered_file("h264_b.mkv").read_bytes()
     half = data[: len(data) // 2]
