@@ -226,10 +226,11 @@ def check_for_decord(source: Source, choose: IndexRule) -> int:
         else:
             numbers, _ = distinct(choose, len(index.times))
             try:
-                is_mirrored = any(map(_is_mirrored, seek_frames(container, stream, index, numbers)))
+                frames = seek_frames(container, stream, index, numbers, strict=True)
+                is_mirrored = any(map(_is_mirrored, frames))
                 problem = "mirrored videos" if is_mirrored else ""
             except WrongTimesError:
-                problem = "packets with other times than their frames"
+                problem = "false keyframes and frame times"
     if problem:
         raise ClipError(f"decord misreads {problem}: use --video_backend auto")
     return len(index.times)

@@ -21,9 +21,19 @@ class WrongTimesError(Exception):
 
 
 def seek_frames(
-    container: InputContainer, stream: VideoStream, index: Index, numbers: np.ndarray
+    container: InputContainer, stream: VideoStream, index: Index, numbers: np.ndarray, strict: bool = False
 ) -> Iterator[av.VideoFrame]:
-    """Decodes frames by their numbers, ascending, each from the keyframe at or before it."""
+    """Decodes frames by their numbers, ascending, each from the keyframe at or before it.
+
+    Args:
+        container, stream, index: the video.
+        numbers: int64 `(M,)`.
+        strict: refuse keyframes from which decoding cannot start, instead of starting at the first one.
+
+    Raises:
+        DamagedFrameError: a frame cannot be decoded.
+        WrongTimesError: decoded frames have other times than the packets, or `strict` refuses.
+    """
     run, may_seek = None, True
     for number in numbers.tolist():
         time = int(index.times[number])
@@ -35,6 +45,8 @@ def seek_frames(
             # With intra refresh, or false keyframes, only the first one is a start that can be relied on.
             may_seek, run = False, _Run(container, stream, index, 0)
             frame = run.advance(time)
+            if strict and frame is not None:
+                raise WrongTimesError
         if frame is None:
             raise lost(number, run.error)
         yield frame
